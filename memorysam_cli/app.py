@@ -97,7 +97,7 @@ def build() -> typer.Typer:
         cls=InCatalogueOrder,
         invoke_without_command=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # plain help: twice as fast, and brackets are brackets
+        rich_markup_mode=None,  # plain help: twice as fast, and without special brackets
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
@@ -125,7 +125,7 @@ def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
 
 def _taking_files(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose paths are checked before it runs: none of them may be a device, a FIFO or a socket."""
-    if hasattr(command, "__wrapped__"):  # the groups are modules': another call of build has done it
+    if hasattr(command, "__wrapped__"):  # groups belong to modules, so an earlier call of build has done it
         return command
 
     @functools.wraps(command)
@@ -162,7 +162,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # what is still buffered can go nowhere and must not raise again while Python shuts down
+        except OSError:  # buffered output must not raise again while Python shuts down
             atomic.lead_nowhere(stream.fileno())
     sys.exit(code)
 
@@ -179,7 +179,7 @@ def _open_closed_streams() -> None:
         except OSError:  # the smallest number that is free: those below are open
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdin is None:
-        sys.stdin = os.fdopen(0, closefd=False)  # says that it has ended, and is no terminal that can be asked
+        sys.stdin = os.fdopen(0, closefd=False)  # is at its end, and not an interactive terminal
     for number, name in enumerate(("stdout", "stderr"), start=1):
         if getattr(sys, name) is None or not _takes_writing(number):
             setattr(sys, name, atomic.open_nowhere(number))
@@ -201,7 +201,7 @@ def _wait_asleep() -> None:
     of the thousands of small operations of a step. With one other busy program, this wastes the time slice that the
     last thread waits for, and training becomes ten times as slow or worse. A thousand turns cost almost nothing on a
     quiet machine (docs/performance.md has the table). The user's own setting is kept. Only GNU's OpenMP reads the
-    variable, which is PyTorch's on Linux.
+    variable; PyTorch uses it on Linux.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -227,7 +227,7 @@ def _hush_libraries() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    if logging.lastResort is not None:  # what writes records that nobody takes on stderr
+    if logging.lastResort is not None:  # the handler that writes other records to stderr
         logging.lastResort.setLevel(logging.CRITICAL)
 
 
@@ -283,19 +283,19 @@ def run(arguments: Sequence[str]) -> int:
     With ``--json``, stdout gets exactly one object in every case: the answer, with ``error`` if the code is not 0.
     """
     frame = Frame(debug=_is_debugged())
-    console.setup()  # what an earlier command chose is over, also for a line that no command takes
+    console.setup()  # resets the settings of an earlier command, also for an invalid line
     message = ""
     try:
         value = program().main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
         code = value if isinstance(value, int) else 0
-        if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into an exit
             message = "interrupted"
         if not code:
             console.finish()
         sys.stdout.flush()
     except BaseException as error:
         code, message = _explain(error)
-        with contextlib.suppress(OSError):  # nobody reads stderr: the code has to do
+        with contextlib.suppress(OSError):  # nobody reads stderr; the exit code is enough
             if code == BUG or (frame.debug and message):
                 console.show_traceback(error)
     if code:

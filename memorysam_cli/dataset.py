@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from memorysam_cli.text import counted
+
 IGNORE = 255
 """The label value of an ignored pixel."""
 
@@ -73,7 +75,7 @@ drive."""
 def is_inside(path: str) -> bool:
     """Whether a path leads below its root: relative, with forward slashes, without ``..``, ``.``, empty parts and
     NUL."""
-    # A few looks for single letters take a tenth of the pattern's time, and a manifest has millions of paths.
+    # Searching for single letters takes a tenth of the pattern's time, and a manifest has millions of paths.
     is_plain = not ("\\" in path or "\0" in path or ":" in path[1:2] or "//" in f"/{path}/" or "/." in f"/{path}")
     return is_plain or _LEADS_OUT.search(path) is None
 
@@ -262,7 +264,7 @@ class DatasetInfo(Strict):
             )
         return root
 
-    # Afterwards: what a validator before it hands on is not JSON any more, whose lists are tuples.
+    # After validation: values from a validator before it are not JSON any more, and lists are not accepted for tuples.
     @model_validator(mode="after")
     def _knows_older_files(self) -> DatasetInfo:
         """A DELIVER manifest of an earlier version has labels with four channels, of which the first counts, without
@@ -281,7 +283,7 @@ class DatasetInfo(Strict):
     @model_validator(mode="after")
     def _one_color_per_class(self) -> DatasetInfo:
         if not self.classes or len(self.classes) != len(self.palette):
-            raise ValueError(f"{len(self.classes)} classes need as many colors, not {len(self.palette)}")
+            raise ValueError(f"{counted(len(self.classes), 'class', 'needs')} as many colors, not {len(self.palette)}")
         return self
 
     @model_validator(mode="after")
@@ -292,7 +294,7 @@ class DatasetInfo(Strict):
             if twice := _twice(names):
                 raise ValueError(f"{what}: '{twice[0]}' is listed twice; give each its own name")
         if len(self.classes) > IGNORE:
-            raise ValueError(f"{len(self.classes)} classes; from 1 to {IGNORE} are possible")
+            raise ValueError(f"{counted(len(self.classes), 'class')}; from 1 to {IGNORE} are possible")
         return self
 
     def modality(self, name: str) -> Modality:

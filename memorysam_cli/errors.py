@@ -82,7 +82,7 @@ start state take train try turn type undo unpack unset update use wait widen wri
 _BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
 """Words that may stand before the verb."""
 _ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
-_LEADING = ("did you mean ", "continue with", "resume with", "see ")
+_LEADING = ("did you mean ", "continue with", "resume with", "see ", "try ", "type ", "type: ")
 """Beginnings of advice that need no "try: "."""
 
 
@@ -214,7 +214,7 @@ def most_severe(error: MemorySamError) -> MemorySamError:
     found = [each for each in _together(error) if each.exit_code in SEVERITY]
     if error not in found or len(found) == 1:
         return error
-    worst = min(found, key=lambda each: SEVERITY.index(each.exit_code))  # of equals the last one
+    worst = min(found, key=lambda each: SEVERITY.index(each.exit_code))  # the last one of equal severity
     others = dict.fromkeys(str(each) for each in found if str(each) not in str(worst))
     return type(worst)("; besides: ".join([str(worst), *others]))
 
@@ -255,7 +255,7 @@ def refuse_gone_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109  (the same, and pathlib need not be loaded)
     except FileNotFoundError:
-        raise EnvironmentFault("the folder that this was started in was removed; cd to one that is there") from None
+        raise EnvironmentFault("the working folder was removed; cd to an existing folder") from None
 
 
 def environment_fault(error: BaseException) -> EnvironmentFault | None:

@@ -175,7 +175,7 @@ def _run_files() -> None:
     with _lock:
         for path in _named():
             if path not in _errors:
-                _errors[path] = None  # a file that looks names up while it runs does not run again
+                _errors[path] = None  # a file that looks up names while it runs must not run again
                 _errors[path] = _run(path)
             if (error := _errors[path]) is not None:
                 raise error
@@ -192,7 +192,7 @@ def _named() -> list[Path]:
 
 def _run(path: Path) -> UsageError | None:
     """Run a file as a module; return the reason if it failed."""
-    # Two files may have one name; a class must be found again by that of its module, as pickle does.
+    # Two files may have the same name, but pickle finds a class by the name of its module.
     name = f"memorysam_extension_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     before = len(_registered)
     try:

@@ -750,9 +750,7 @@ def test_a_working_folder_that_is_gone_is_told_in_one_line(words: list[str], cod
     )
     assert done.returncode == code
     if code:
-        assert done.stderr == (
-            "memorysam: error [6]: the folder that this was started in was removed; cd to one that is there\n"
-        )
+        assert done.stderr == ("memorysam: error [6]: the working folder was removed; cd to an existing folder\n")
 
 
 def test_a_working_folder_that_goes_away_later_explains_what_fails_of_it(

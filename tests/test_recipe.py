@@ -92,7 +92,7 @@ def test_a_recipe_is_filled_in_for_a_data_set() -> None:
 
 
 def test_all_stands_alone(file: Path) -> None:
-    assert "'all' stands alone" in refusal(file, "data.modalities=[all, img]")
+    assert "'all' must be the only value" in refusal(file, "data.modalities=[all, img]")
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -1,1 +1,1 @@
-"""One file per verb: parse, call the engine, print. Importing one loads nothing heavy."""
+"""The commands, one file each: parse, call the engine, print. Importing one loads nothing heavy."""

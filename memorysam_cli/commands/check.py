@@ -1,4 +1,4 @@
-"""``memorysam check``: look at a data set before hours are spent on it."""
+"""``memorysam check``: check a data set before training on it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="A data root, or a published data set's folder.",
+            help="A data root, or the folder of a manifest or of a published data set.",
             callback=options.must_exist(DataError),
         ),
     ],

@@ -1,4 +1,4 @@
-"""``memorysam doctor``: what of this machine helps or hinders, and the remedy."""
+"""``memorysam doctor``: problems of this machine, and how to fix them."""
 
 from __future__ import annotations
 

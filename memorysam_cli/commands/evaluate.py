@@ -1,4 +1,4 @@
-"""``memorysam evaluate``: score weights on labeled splits, or measure what missing sensors cost."""
+"""``memorysam evaluate``: score weights on labeled splits, or measure robustness to missing sensors."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def evaluate(
 def _refuse_idle(
     robustness: str | None, *, missing: str | None, seed: int | None, repeats: int | None, noise_extremes: str | None
 ) -> None:
-    """Refuse options that would decide nothing."""
+    """Refuse options that would have no effect."""
     if missing == "drop" and robustness == "emm":
         raise UsageError("--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any")
     if missing is not None and robustness in ("rmm", "nm"):

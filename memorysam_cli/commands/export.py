@@ -63,6 +63,8 @@ def export(
     with PyTorch on random input (exit code 10, and no file, if they differ). A .json beside it has classes, colors and
     normalization. docs/export.md has ten lines that use it.
     """
+    from memorysam_cli.engine import surroundings
+
     begin(json=json, verbose=verbose, quiet=quiet)
     suffix = SUFFIXES[form]
     target = file.with_suffix(suffix) if out is None else out
@@ -72,13 +74,15 @@ def export(
     for option, given in (("--dynamic", bool(free)), ("--half", half)):
         if given and form != "onnx":
             raise UsageError(f"{option}: is for --format onnx; --format {form} is of one shape, in float32")
+    if form == "onnx":
+        surroundings.refuse_missing_extra("onnx", option="--format onnx")
     refuse_taken(target, source=file, overwrite=overwrite)
     refuse_taken(target.with_suffix(".json"), source=file, overwrite=overwrite)
     from memorysam_cli.engine.infer.inference import choose_modalities
     from memorysam_cli.model import read_card
 
     chosen = choose_modalities(read_card(file).modalities, names(modalities))
-    # Here: what was typed has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options, because torch takes seconds.
     from memorysam_cli.engine.weights import portable
     from memorysam_cli.report import console
 
@@ -114,7 +118,7 @@ def export(
 
 
 def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
-    """``batch,size`` as what stays open."""
+    """The open dimensions of ``batch,size``."""
     words = [] if text is None else [word.strip() for word in text.split(",")]
     for word in words:
         if word not in ("batch", "size"):
@@ -124,7 +128,7 @@ def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """``512`` or ``384x640`` as height and width."""
+    """Height and width of ``512`` or ``384x640``."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())

@@ -1,4 +1,4 @@
-"""The options that commands share: one word, one letter and one meaning each; what completes them, and what reads them.
+"""The options that commands share, with one name, one letter and one meaning each; their completion and their parsing.
 
 Each is the annotation of a parameter. A parameter without a default is required::
 
@@ -20,15 +20,15 @@ from memorysam_cli.text import shown, typed_path
 
 
 def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -> Callable[[Any], Any]:
-    """What looks at a parameter's paths before anything else is done: ``nosuch: does not exist`` is the first to say.
+    """A callback that checks a parameter's paths before anything else; the message is ``nosuch: does not exist``.
 
     Args:
         fault: decides the exit code.
-        where: the option, before the path.
+        where: the option, before the path in the message.
         but: a word that is not a path.
 
     Returns:
-        To be the ``callback`` of a parameter that is read; one that is written has none.
+        The ``callback`` of a parameter that is read; a parameter that is written has none.
     """
 
     def look(value: Any) -> Any:
@@ -42,9 +42,9 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
 
 
 def weights_must_exist(where: str = "", *, fault: type[MemorySamError] = WeightsError) -> Callable[[Any], Any]:
-    """As :func:`must_exist` for a weights file; one in a repository of the Hub is fetched.
+    """As :func:`must_exist` for a weights file; one on the Hub is downloaded.
 
-    Its header and its card are read, too, unless another ``fault`` says that the command judges the file.
+    Its header and its card are also read, unless another ``fault`` means that the command itself judges the file.
     """
     look = must_exist(fault, where)
 
@@ -63,12 +63,13 @@ def weights_must_exist(where: str = "", *, fault: type[MemorySamError] = Weights
 
 
 def path_option(name: str, letter: str, *, metavar: str, help: str, fault: type[MemorySamError]) -> Any:
-    """An option whose path is read, and so must be there; ``fault`` is raised where it is not."""
+    """An option with a path that is read and must exist; otherwise ``fault`` is raised."""
     return typer.Option(name, letter, metavar=metavar, help=help, callback=must_exist(fault, f"{name} "))
 
 
 def is_missing(path: str | Path) -> bool:
-    """Whether nothing is at a path, ``~`` expanded or not; what cannot be looked at is left to those who read it."""
+    """Whether a path does not exist, with ``~`` expanded or not; False if this cannot be checked, because the reader
+    will report it."""
     try:
         os.stat(os.path.expanduser(path))  # noqa: PTH111, PTH116  (Path.exists says no for what may well be there)
     except (FileNotFoundError, NotADirectoryError):
@@ -79,7 +80,7 @@ def is_missing(path: str | Path) -> bool:
 
 
 def recipe_must_exist(text: str | None) -> str | None:
-    """The callback of parameters that take a shipped recipe's name or a file."""
+    """The callback of parameters for a shipped recipe's name or a file."""
     if text is not None and text.endswith((".yaml", ".yml")) and is_missing(text):
         raise UsageError(
             f"recipe {shown(text)}: does not exist; check the path, or give a name of: memorysam recipes list"
@@ -88,7 +89,8 @@ def recipe_must_exist(text: str | None) -> str | None:
 
 
 def may_be_a_device(name: str) -> str:
-    """The callback of ``--device``: a word that names no device of any machine is refused before anything is done."""
+    """The callback of ``--device``: a word that cannot be a device of any machine is refused before anything else is
+    done."""
     from memorysam_cli.engine import surroundings
 
     surroundings.refuse_no_device(name)
@@ -96,7 +98,7 @@ def may_be_a_device(name: str) -> str:
 
 
 def recipe_names(incomplete: str) -> list[str]:
-    """Shipped recipes, and recipe files below the folder that is being typed."""
+    """Shipped recipes, and recipe files below the folder in the typed path."""
     package = Path(__file__).parent.parent
     folders = (package / "recipes", package.parent / "recipes")  # as recipe.reading finds them
     names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
@@ -104,17 +106,17 @@ def recipe_names(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """What ``--device`` takes."""
+    """Values of ``--device``."""
     return _beginning(("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"), incomplete)
 
 
 def splits(incomplete: str) -> list[str]:
-    """What data sets call their splits."""
+    """Usual names of splits."""
     return _beginning(("train", "val", "test"), incomplete)
 
 
 def data_sets(incomplete: str) -> list[str]:
-    """Published data sets, and what is prepared in the data root."""
+    """Published data sets, and those prepared in the data root."""
     from memorysam_cli.data import DATASETS
 
     prepared = (path.parent.name for path in (data_root() / "memorysam").glob("*/dataset.json"))
@@ -122,7 +124,7 @@ def data_sets(incomplete: str) -> list[str]:
 
 
 def data_root() -> Path:
-    """Where the data lie without ``--data``."""
+    """The data root without ``--data``."""
     return Path(os.environ.get("MEMORYSAM_DATA") or "data")
 
 
@@ -137,7 +139,7 @@ def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
-    """Files of these endings, and folders, whose path begins so."""
+    """Files with these suffixes, and folders, whose path begins with the typed text."""
     folder, _, name = incomplete.rpartition("/")
     place = Path(f"{folder}/" if incomplete.startswith("/") else folder or ".")
     try:
@@ -149,7 +151,7 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     return [
         f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
         for entry in found
-        if (entry.is_dir() or entry.suffix in endings) and entry.name.isprintable()  # the shell shows them as they are
+        if (entry.is_dir() or entry.suffix in endings) and entry.name.isprintable()  # the shell prints them unchanged
     ]
 
 
@@ -278,11 +280,11 @@ Engine = Annotated[
 
 
 def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
-    """Set the console up as a command's options ask; of several processes only the first one says more than errors.
+    """Set up the console for a command's options; of several processes only the first one prints more than errors.
 
     Raises:
         UsageError: both ``-v`` and ``-q``.
-        EnvironmentFault: the folder that the program was started in is gone.
+        EnvironmentFault: the working folder was removed.
     """
     refuse_gone_folder()
     from memorysam_cli.engine import surroundings
@@ -333,10 +335,10 @@ def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
 
 
 def refuse_special(values: Iterable[object]) -> None:
-    """Refuse what reading would never end, or never begin, and what writing would replace, wherever a path is taken.
+    """Refuse paths whose reading might never end or start, and whose writing would replace a device; for all commands.
 
     Args:
-        values: of a command's parameters; paths and lists of paths count.
+        values: of a command's parameters; paths and lists of paths are checked.
 
     Raises:
         UsageError: one is a device, a FIFO or a socket.
@@ -355,11 +357,11 @@ def refuse_special(values: Iterable[object]) -> None:
 
 
 def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
-    """Refuse an ``--out`` that would replace a file unasked, or the very file that is read, or that cannot be written.
+    """Refuse an ``--out`` that would replace an existing file or the input file, or that cannot be written.
 
     Raises:
         UsageError: either of the first two.
-        EnvironmentFault: its folder is read-only or no folder, or the disk has no room for as much as was read.
+        EnvironmentFault: its folder is read-only or not a folder, or the disk has less space than the input's size.
     """
     from memorysam_cli.storage import atomic
 
@@ -371,10 +373,10 @@ def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
 
 
 def refuse_several(command: str) -> None:
-    """Refuse to measure in several processes, which would take turns with each other's memory and time.
+    """Refuse to measure in several processes, which would use each other's memory and time.
 
     Raises:
-        UsageError: torchrun or the like started this process.
+        UsageError: torchrun or a similar launcher started this process.
     """
     from memorysam_cli.engine import surroundings
 

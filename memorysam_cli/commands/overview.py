@@ -1,6 +1,6 @@
-"""``memorysam`` alone: the five steps from files to masks, and how far this folder has come.
+"""``memorysam`` alone: the five steps from files to masks, and the state of this folder.
 
-Only names and a few small files are looked at, so that it answers at once, whatever lies there.
+Only names and a few small files are read, so that the answer is immediate in any folder.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from memorysam_cli.storage import documents
 from memorysam_cli.text import command, counted
 
 LOOKED_AT, SHOWN = 500, 5
-"""Entries of a folder that are looked at, and those that are shown: the newest."""
+"""Number of entries of a folder that are read, and number of those shown: the newest."""
 MOST_BYTES = 2_000_000
-"""Of a document; what is larger is none of ours."""
+"""Largest size of a document; a larger one is not ours."""
 RUNS, MASKS, OURS = Path("runs"), Path("masks"), "memorysam"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that is prepared below a data root."""
+    """A data set prepared below a data root."""
 
     name: str
     scenes: int | None
-    """None where ``dataset.json`` cannot be read."""
+    """None if ``dataset.json`` cannot be read."""
     root: str
 
 
@@ -39,11 +39,11 @@ class Trained:
 
     run: str
     miou: float | None
-    """Best validation score in percent; None while the run has not finished."""
+    """Best validation score in %; None if the run has not finished."""
 
 
 def show(*, is_json: bool) -> None:
-    """Print the steps, each with what is there; under ``--json`` the same as one object."""
+    """Print the steps, each with its state; with ``--json`` the same as one object."""
     from memorysam_cli.report import console
 
     prepared, trained = [each for place in data_roots() for each in data_sets(place)], list(runs())
@@ -76,7 +76,7 @@ def steps(root: Path, prepared: list[Prepared]) -> dict[str, str]:
 
 
 def preparing(root: Path, prepared: list[Prepared]) -> str:
-    """What prepares what is prepared already, a published data set, its archive, or else sensors of one's own."""
+    """The command to prepare: for the existing data, a published data set, its archive, or the user's own sensors."""
     from memorysam_cli.data import DATASETS, layout_of, published_below
     from memorysam_cli.data import manifest as manifests
     from memorysam_cli.data.layout import is_rendered
@@ -97,7 +97,7 @@ def preparing(root: Path, prepared: list[Prepared]) -> str:
 
 
 def next_step(root: Path, lines: dict[str, str], prepared: list[Prepared], trained: list[Trained]) -> str:
-    """The command of the first step that is still to be done."""
+    """The command of the next step to do."""
     finished = [each for each in trained if each.miou is not None]
     if not prepared and not finished:
         return lines["prepare"] if root.is_dir() else command("prepare", "synthetic", root)
@@ -107,18 +107,18 @@ def next_step(root: Path, lines: dict[str, str], prepared: list[Prepared], train
         return lines["evaluate"]
     if (MASKS / "_SUCCESS.json").is_file():
         return command("report")
-    return lines["predict"] if prepared else command("predict", "--out", MASKS)  # of the data that the run knows
+    return lines["predict"] if prepared else command("predict", "--out", MASKS)  # of the data stored in the run
 
 
 def data_roots() -> list[Path]:
-    """Where data may be prepared: the data root, then the present folder and those in it, the newest first."""
+    """Possible data roots: the data root, then the current folder and those in it, the newest first."""
     root, here = data_root(), Path()
     near = sorted([here, *_folders(here, holding=f"{OURS}/")], key=lambda place: _age(place / OURS))
     return [root, *(place for place in near if place.absolute() != root.absolute())]
 
 
 def data_sets(root: Path) -> Iterator[Prepared]:
-    """Those below a data root, by name."""
+    """The data sets below a data root, by name."""
     for place in sorted(_folders(root / OURS, holding="dataset.json")):
         counts = _read(place / "dataset.json").get("counts")
         numbers = list(counts.values()) if isinstance(counts, dict) else []
@@ -127,16 +127,16 @@ def data_sets(root: Path) -> Iterator[Prepared]:
 
 
 def runs() -> Iterator[Trained]:
-    """Those below ``runs/``, the newest first."""
+    """The runs below ``runs/``, the newest first."""
     for place in sorted(_folders(RUNS, holding="recipe.yaml"), key=lambda place: _age(place / "recipe.yaml")):
         miou = _read(place / "result.json").get("miou")
         yield Trained(str(place), float(miou) if isinstance(miou, int | float) else None)
 
 
 def _folders(parent: Path, *, holding: str) -> list[Path]:
-    """The folders below another one that hold a file, or another folder where that ends in ``/``.
+    """The folders below another one that contain a file (or another folder, if the name ends in ``/``).
 
-    Links such as ``runs/latest`` are no folders of their own.
+    Links such as ``runs/latest`` are left out.
     """
     try:
         entries = list(itertools.islice(parent.iterdir(), LOOKED_AT))
@@ -149,12 +149,12 @@ def _holds(place: Path, name: str) -> bool:
     found = place / name
     try:
         return not place.is_symlink() and (found.is_dir() if name.endswith("/") else found.is_file())
-    except OSError:  # such as a folder of somebody else
+    except OSError:  # such as a folder of another user
         return False
 
 
 def _age(path: Path) -> float:
-    """Less for what was changed later."""
+    """Sort key: smaller for later changes."""
     try:
         return -path.stat().st_mtime
     except OSError:
@@ -162,7 +162,7 @@ def _age(path: Path) -> float:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A document of ours; empty where there is none."""
+    """One of our documents; empty if there is none."""
     try:
         found = documents.parse_json(documents.read_bytes(path, limit=MOST_BYTES), where=str(path))
     except (MemorySamError, OSError, ValueError, RecursionError):
@@ -171,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _few(lines: list[str]) -> list[str]:
-    """The first of some lines, and how many are left out."""
+    """The first of some lines, and the number of the others."""
     left = len(lines) - SHOWN
     return [*lines[:SHOWN], *([f"and {left} more"] if left > 0 else [])]
 

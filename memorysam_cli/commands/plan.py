@@ -1,4 +1,4 @@
-"""``memorysam plan``: what of a recipe fits into memory, and how long it should take, by counting."""
+"""``memorysam plan``: which settings of a recipe fit into memory, and its estimated time, by counting."""
 
 from __future__ import annotations
 
@@ -64,12 +64,13 @@ def plan(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     options.refuse_several("plan")
-    # Here, so that what is mistyped or not there is reported before the seconds that torch takes.
+    # Imported here, so that mistyped or missing things are reported before the seconds that torch takes.
     asked = recipes.load(recipe, overrides or [], with_extensions=True)
     amount = None if gpu_memory is None else surroundings.read_bytes(gpu_memory, option="--gpu-memory")
     from memorysam_cli.data import manifest
     from memorysam_cli.engine.measure import workload
 
+    surroundings.refuse_absent_device(device)
     target = workload.find_target(asked, manifest.data_root(data), classes=classes, modalities=modalities)
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.measure import plan as planning

@@ -10,6 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.prepare_options import Pair, Times, Tolerance, recording
 from memorysam_cli.errors import DataError, PartialError, UsageError
+from memorysam_cli.text import counted
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.infer.views import View
@@ -180,7 +181,7 @@ def predict(
     path = weights or run_folder.default_weights()
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
-    from memorysam_cli.engine.predict import files
+    from memorysam_cli.engine.predict import files, parts
     from memorysam_cli.engine.predict.job import RunOptions, plan
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
@@ -195,6 +196,7 @@ def predict(
         return
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     run_options = RunOptions(device, workers, on_error == "skip", part, engine, overwrite, resume)
+    run_options.refuse(precision=precision, follows=follow)
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
         layout=layout, limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
@@ -204,7 +206,8 @@ def predict(
     files.refuse_out(out, overwrite=overwrite)
     if weights is None:
         run_folder.tell_default(path)
-    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    parts.refuse_others(out, job, parts.Wish.of(run_options, rank=surroundings.rank(), world=surroundings.world()))
+    # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine.predict import ledger
     from memorysam_cli.engine.predict.run import Following, run
     from memorysam_cli.engine.predict.run import follow as follow_folder
@@ -227,18 +230,20 @@ def predict(
     if stopped is not None:
         raise stopped
     if report["failed"]:
-        error = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
+        error = PartialError(
+            f"{report['failed']} of {counted(report['scenes'], 'scene', 'was')} left out; see {report['ledger']}"
+        )
         lock.note(error, out)
         raise error
 
 
 def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | None) -> None:
-    """Refuse what a raster has no use for.
+    """Refuse options that rasters do not support.
 
     Args:
-        unfit: such options that are given.
+        unfit: those of these options that are given.
         scenes: SCENES.
-        rasters: of ``--modality``.
+        rasters: from ``--modality``.
 
     Raises:
         UsageError: there are such options; or both ways to name rasters, or several processes.
@@ -272,7 +277,7 @@ def predict_raster(
     is_default: bool,
     probabilities: Literal["float16", "uint8"] | None,
 ) -> None:
-    """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
+    """Segment a raster in windows; see :mod:`memorysam_cli.engine.predict.raster`."""
     from memorysam_cli.commands import prepare_options as words
     from memorysam_cli.engine import run_folder
     from memorysam_cli.engine.predict import raster
@@ -301,14 +306,14 @@ def predict_raster(
 
 
 def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, only: dict[str, float | None]) -> None:
-    """Refuse options that go with ``--follow`` alone, and with it what cannot be.
+    """Refuse options that need ``--follow``, and options that cannot be combined with it.
 
     Raises:
-        UsageError: there are such.
+        UsageError: there are such options.
     """
     given = [name for name, value in only.items() if value is not None]
     if given and not follow:
-        raise UsageError(f"{given[0]}: goes with --follow")
+        raise UsageError(f"{given[0]}: needs --follow")
     if follow and scenes is None:
         raise UsageError("--follow: give the folder that the scenes arrive in as SCENES")
     if follow and batch not in {None, 1}:

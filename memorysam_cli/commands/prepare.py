@@ -1,7 +1,7 @@
 """``memorysam prepare``: render or check a data set, and write the manifest that all other commands read.
 
-``synthetic`` renders one; ``deliver`` and its siblings unpack, if need be, and check a published one; ``folder`` and
-``manifest`` are for one's own sensors; ``hha`` makes HHA images from metric depth.
+``synthetic`` renders one. ``deliver`` and similar commands check a published one, and unpack it if necessary.
+``folder`` and ``manifest`` are for the user's own sensors. ``hha`` computes HHA images from metric depth.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def command_of(name: str) -> Callable[..., None]:
         if root.is_file():
             inside = _unpacked(root, max_expand=max_expand, allow_case=allow_case)
             root = root.parent
-        # After the archive: a bomb is refused at once and with little memory.
+        # After the archive: an archive bomb is refused at once and with little memory.
         from memorysam_cli.data import preparation
         from memorysam_cli.data.layout import DataNotFound
         from memorysam_cli.report import console
@@ -159,7 +159,7 @@ def command_of(name: str) -> Callable[..., None]:
 
 
 def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path:
-    """The folder beside an archive that holds what was in it; unpacks it if that was not done before."""
+    """The folder beside an archive with its content; unpacks it if this was not done before."""
     from memorysam_cli.report import console
     from memorysam_cli.storage import archive
 
@@ -463,7 +463,7 @@ def hha(
 
 
 def _numbers(option: str, text: str, form: str) -> list[float]:
-    """Numbers separated by commas, as many as ``form`` has words."""
+    """Numbers separated by commas, as many as ``form`` has parts."""
     try:
         found = [float(word) for word in text.split(",")]
     except ValueError:

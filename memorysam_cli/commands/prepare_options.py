@@ -1,4 +1,4 @@
-"""The options of ``memorysam prepare``: those that several commands share, and what the words of the others mean."""
+"""The options of ``memorysam prepare``: those that several commands share, and the parsing of the others."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ def patterns(texts: Iterable[str]) -> dict[str, tuple[Pattern, ...]]:
 
 
 def proposed(root: Path, *, labels: str | None, classes: Path | None, kind: Sequence[str] | None) -> Proposal:
-    """What is understood of a tree without patterns.
+    """The proposal for a tree without patterns.
 
     Raises:
         UsageError: it is a published data set; or as :func:`~memorysam_cli.data.own.proposal.propose`.
-        DataError: as that.
+        DataError: as that function.
     """
     from memorysam_cli.data import manifest as manifests
     from memorysam_cli.data import published_below
@@ -128,18 +128,18 @@ def proposed(root: Path, *, labels: str | None, classes: Path | None, kind: Sequ
 
 
 def beside(found: Mapping[str, str], typed: Sequence[str] | None) -> list[str]:
-    """``NAME=VALUE`` words as typed, and those found for other names."""
+    """``NAME=VALUE`` words of the user, and those found for other names."""
     names = {text.partition("=")[0] for text in typed or ()}
     return [*(typed or ()), *(f"{name}={value}" for name, value in found.items() if name not in names)]
 
 
 def options(flag: str, values: Sequence[str] | None) -> list[str]:
-    """A repeatable option as it is typed."""
+    """A repeatable option in the form for a command line."""
     return [word for value in values or () for word in (flag, value)]
 
 
 def given(context: typer.Context, *, but: Sequence[str]) -> list[str]:
-    """The options of the command line that was typed, to be typed again.
+    """The options of this command line, for a suggested command.
 
     Args:
         context: of the command.
@@ -160,10 +160,10 @@ def given(context: typer.Context, *, but: Sequence[str]) -> list[str]:
 
 
 def dataset_name(name: str | None, root: Path) -> str:
-    """The data set's name: the one given, or the root folder's, or what can be made of that, which a line says.
+    """The data set's name: the given one, or the root folder's, or one derived from it, which a line reports.
 
     Raises:
-        UsageError: it is not a word, or another data set's.
+        UsageError: it is not a valid name, or another data set's.
     """
     from memorysam_cli.data import DATASETS
     from memorysam_cli.dataset import is_word, word_of
@@ -183,15 +183,15 @@ def dataset_name(name: str | None, root: Path) -> str:
 
 
 def existing(option: str, path: Path, root: Path) -> Path:
-    """A file as typed, or else below the root.
+    """A file as given, or else below the root.
 
     Args:
-        option: what stands before it on the command line.
-        path: as typed.
+        option: the option, for messages.
+        path: as given.
         root: the data root.
 
     Raises:
-        UsageError: neither is there.
+        UsageError: neither exists.
     """
     found = root / path if is_missing(path) else path
     if is_missing(found):
@@ -219,7 +219,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
     """Modality → kind.
 
     Raises:
-        UsageError: no such kind.
+        UsageError: unknown kind.
     """
     from memorysam_cli.data.own.sensors import KINDS
 
@@ -230,7 +230,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
 
 
 def channels(words: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Modality → three stored channels, from 0; one counts three times, more than three become several frames.
+    """Modality → three stored channels, from 0; a single one is used three times, more than three become frames.
 
     Raises:
         UsageError: another form.
@@ -256,14 +256,14 @@ def _counted(word: str) -> list[str]:
 
 
 def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
-    """Modality → three bands of rasters, from 1 or by description; one counts three times, more become several frames.
+    """Modality → three bands of rasters, from 1 or by description; one is used three times, more become frames.
 
     Args:
-        words: modality → as typed.
-        channels: modalities whose channels are given.
+        words: modality → as given.
+        channels: modalities with ``--channels``.
 
     Raises:
-        UsageError: another form, a band 0, or a modality whose channels are given as well.
+        UsageError: another form, a band 0, or a modality that also has ``--channels``.
     """
     found: dict[str, tuple[int | str, ...]] = {}
     for name, word in words.items():
@@ -285,16 +285,16 @@ def scales(words: Mapping[str, str]) -> dict[str, float]:
     """Modality → factor.
 
     Raises:
-        UsageError: no number, 0, or not finite.
+        UsageError: not a number, 0, or not finite.
     """
     return {name: number(f"--scale {name}={word}", word) for name, word in words.items()}
 
 
 def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tuple[float, ...]]:
-    """Modality → its values that are no measurement; NaN and infinity always are, and need not be stored.
+    """Modality → its nodata values, besides NaN and infinity.
 
     Raises:
-        UsageError: another form, an unknown name, or no number.
+        UsageError: another form, an unknown name, or not a number.
     """
     names = list(known)
     found: dict[str, tuple[float, ...]] = {}
@@ -305,7 +305,7 @@ def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tu
         except ValueError:
             raise UsageError(f"--nodata {text}: '{word}' must be a number such as 65535, nan or inf") from None
         if math.isfinite(value) and value not in found.get(name, ()):
-            found[name] = tuple(sorted((*found.get(name, ()), value)))  # one manifest, however it was typed
+            found[name] = tuple(sorted((*found.get(name, ()), value)))  # the same manifest for any notation
     return found
 
 
@@ -318,7 +318,7 @@ def recording(
     times: Sequence[Path],
     renames: Sequence[str] | None,
 ) -> Layout | None:
-    """Where ``predict`` should find the sensors' files; None where nothing is said.
+    """The layout for ``predict``; None without options.
 
     Raises:
         UsageError: a wrong pattern, tolerance or table; ``--pair`` without ``--modality``; ``--map`` with it.
@@ -345,10 +345,10 @@ def recording(
 
 
 def resize(words: Mapping[str, str]) -> dict[str, Interpolation]:
-    """Modality → how it is resampled.
+    """Modality → its resampling.
 
     Raises:
-        UsageError: no such way.
+        UsageError: unknown method.
     """
     for name, word in words.items():
         if word not in ("nearest", "bilinear"):
@@ -357,10 +357,10 @@ def resize(words: Mapping[str, str]) -> dict[str, Interpolation]:
 
 
 def nanoseconds(text: str | None, *, pair: str, times: Sequence[Path]) -> int | None:
-    """Nanoseconds of ``--tolerance``; None where files pair by name.
+    """Nanoseconds of ``--tolerance``; None if files pair by name.
 
     Raises:
-        UsageError: no unit, no number above 0, or one of ``--pair nearest`` and ``--tolerance`` without the other.
+        UsageError: no unit, not a number above 0, or only one of ``--pair nearest`` and ``--tolerance``.
     """
     if pair != "nearest":
         for option, given in (("--tolerance", text), ("--times", times)):
@@ -378,10 +378,10 @@ def nanoseconds(text: str | None, *, pair: str, times: Sequence[Path]) -> int | 
 
 
 def tables(paths: Sequence[Path], root: Path) -> tuple[str, ...]:
-    """The files of ``--times``, relative to the data root, where the next recording has its own.
+    """The files of ``--times``, relative to the data root, so that the next recording can have its own.
 
     Raises:
-        UsageError: one is not there, or does not lie below the root.
+        UsageError: one does not exist, or is not below the root.
     """
     found = []
     for path in paths:
@@ -394,7 +394,7 @@ def tables(paths: Sequence[Path], root: Path) -> tuple[str, ...]:
 
 
 def number(option: str, word: str) -> float:
-    """A number that float32 holds and that is not 0.
+    """A number that float32 can represent and that is not 0.
 
     Raises:
         UsageError: anything else.

@@ -1,4 +1,4 @@
-"""What every ``memorysam prepare`` ends with: check, write, and say what was found."""
+"""The last steps of every ``memorysam prepare``: check, write, and print the results."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from memorysam_cli.errors import Laws
 
 BARS, BAR_LENGTH = 8, 30
-"""Rows of a histogram, and the longest one's blocks."""
+"""Largest number of rows of a histogram, and width of the longest row."""
 SHEET = "proposal.png"
-"""Of scenes as they are understood, in the folder of the manifest."""
+"""File in the manifest's folder: pictures of scenes as they were interpreted."""
 
 
 def check_and_write(
@@ -37,17 +37,17 @@ def check_and_write(
     accepts_edits: bool = False,
     shows_choices: bool = False,
 ) -> None:
-    """Check, write, and say what was found; problems end with exit code 3, or 4 if their scenes are left out.
+    """Check, write, and print the results; problems end with exit code 3, or 4 if their scenes are left out.
 
     Args:
         found: a listed data set.
-        json: print the one object.
+        json: print the JSON object.
         drop_incomplete, headers_only, max_pixels: as the options.
-        measure: gets the data set as it will be written and returns what its ``dataset.json`` should say.
-        notes: what was assumed in listing it; said here.
-        laws: conservation laws that its listing kept.
+        measure: called with the data set; returns the data set to write.
+        notes: assumptions made in listing it; printed here.
+        laws: laws checked in listing it.
         accepts_edits: it was read from the files that are now replaced.
-        shows_choices: print how each sensor's values are understood.
+        shows_choices: print how each sensor's values are interpreted.
     """
     from memorysam_cli.data import preparation
     from memorysam_cli.data.own.sensors import notes_on_bands
@@ -85,7 +85,7 @@ def check_and_write(
 
 
 def show_proposal(proposal: Proposal, root: Path) -> None:
-    """What a tree was understood as, a row per sensor; files that cannot be read are left to the check."""
+    """Print a proposal, a row per sensor; the check reports unreadable files."""
     from memorysam_cli.data.own.proposal import LABELS
     from memorysam_cli.data.own.sensors import told_kinds
     from memorysam_cli.report import console
@@ -108,18 +108,18 @@ def show_proposal(proposal: Proposal, root: Path) -> None:
 
 
 def surveyed(root: Path, request: FolderRequest) -> tuple[FolderSurvey, list[str]]:
-    """List the scenes of a proposal, by the nearest times where the files' names hold times that differ.
+    """List the scenes of a proposal, by the nearest times if the files' names have different times.
 
     Args:
         root: the data root.
         request: the proposal's patterns, to be paired by name.
 
     Returns:
-        The scenes; the options that pair them, none for names.
+        The scenes; and the options that pair them, none for pairing by name.
 
     Raises:
-        DataError: as of :func:`~memorysam_cli.data.own.folder.survey`.
-        UsageError: the same.
+        DataError: as :func:`~memorysam_cli.data.own.folder.survey`.
+        UsageError: as that function.
     """
     from memorysam_cli.data.own.folder import PAIR_BY_TIME, TOLERANCE_NS, TimesDifferError, survey
 
@@ -131,17 +131,17 @@ def surveyed(root: Path, request: FolderRequest) -> tuple[FolderSurvey, list[str
 
 
 def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *, is_agreed: bool, json: bool) -> None:
-    """Show a proposal's scenes, and continue only where ``--yes`` or a typed yes says so.
+    """Print a proposal's scenes, and continue only with ``--yes`` or a typed yes.
 
     Args:
-        proposal: how the tree was understood.
+        proposal: of the tree.
         found: its scenes.
-        typed_words: the options that say the same.
+        typed_words: the options for the same result.
         is_agreed: ``--yes`` was given.
-        json: print the one object.
+        json: print the JSON object.
 
     Raises:
-        UsageError: nobody agreed; the line to type is printed before.
+        UsageError: nobody agreed; the command is printed before.
     """
     from memorysam_cli.data import manifest as manifests
     from memorysam_cli.data.check import draw_sheet
@@ -179,12 +179,12 @@ def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *
 def measuring(
     *, max_pixels: int | None, normalize: bool, names: Sequence[str] | None = None
 ) -> Callable[[Manifest], DatasetInfo]:
-    """What ``--measure`` does with a data set: its training split's statistics go into what it is.
+    """The function behind ``--measure``: it adds the training split's statistics to a data set.
 
     Args:
         max_pixels: as the option.
-        names: of the sensors that are measured; None: all.
-        normalize: whether its sensors are normalized by them, too; published data sets keep the papers' way.
+        names: of the sensors to measure; None: all.
+        normalize: whether to normalize its sensors by them; published data sets keep the papers' normalization.
     """
 
     def measure(found: Manifest) -> DatasetInfo:
@@ -199,7 +199,7 @@ def measuring(
 
 
 def show(report: CheckReport) -> None:
-    """Problems and oddities on stderr; scenes, files and how often each class occurs on stdout."""
+    """Print problems and remarks on stderr; scenes, files and class frequencies on stdout."""
     from memorysam_cli.report import console
 
     for problem in report.problems:
@@ -223,7 +223,7 @@ def show(report: CheckReport) -> None:
 
 
 def _show_offsets(report: CheckReport) -> None:
-    """How far apart in time the files of a scene are, as a histogram of text per sensor."""
+    """Print how far apart in time the files of a scene are, as a text histogram per sensor."""
     from memorysam_cli.report import console
 
     for name, found in report.offsets.items():
@@ -247,7 +247,7 @@ def _show_offsets(report: CheckReport) -> None:
 
 
 def _show_root(root: Path) -> None:
-    """How the other commands find a data set that is not where they look by themselves."""
+    """Print how other commands find a data set outside the default folder."""
     from memorysam_cli.data.manifest import data_root
     from memorysam_cli.report import console
 
@@ -256,7 +256,7 @@ def _show_root(root: Path) -> None:
 
 
 def _show_scenes(report: CheckReport) -> None:
-    """Scenes per split, beside the published ones and those left out."""
+    """Print scenes per split, besides the published and the left-out numbers."""
     from memorysam_cli.data.manifest import split_rank
     from memorysam_cli.report import console
 
@@ -272,7 +272,7 @@ def _show_scenes(report: CheckReport) -> None:
 
 
 def _show_files(report: CheckReport) -> None:
-    """How each modality's files are stored."""
+    """Print how each modality's files are stored."""
     from memorysam_cli.report import console
 
     console.table(
@@ -290,7 +290,7 @@ def _form(form: StoredForm) -> list[str]:
 
 
 def _show_classes(report: CheckReport) -> None:
-    """The share of each class in each split."""
+    """Print the share of each class in each split."""
     from memorysam_cli.report import console
 
     totals = {split: sum(counts) for split, counts in report.pixels.items()}

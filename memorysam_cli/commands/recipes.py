@@ -10,7 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
 from memorysam_cli.errors import UsageError
-from memorysam_cli.text import command
+from memorysam_cli.text import command, counted
 
 if TYPE_CHECKING:
     from memorysam_cli import recipe as recipes
@@ -97,7 +97,7 @@ def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
 
 
 def _cells(found: recipes.Document) -> list[object]:
-    """What the table says of a recipe after its name."""
+    """The cells of a recipe's row after its name."""
     claim, need = found.reported, found.measured
     return [
         ", ".join(found.recipe.data.modalities),
@@ -182,7 +182,7 @@ def copy_recipe(
     if schema:
         text = documents.to_json(comparing.json_schema(), indent=2) + "\n"
         if beside.exists() and not overwrite and beside.read_bytes() != text.encode():
-            raise UsageError(f"{beside}: exists already and says something else; move it, or --overwrite to replace it")
+            raise UsageError(f"{beside}: exists already with other content; move it, or --overwrite to replace it")
         atomic.write_text(beside, text)
     atomic.write_text(out, copy.text)
     if json:
@@ -198,7 +198,8 @@ def copy_recipe(
         return
     console.say(str(out))
     console.note(
-        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: {command('recipes', 'check', out)}"
+        f"extends {copy.extends}, {counted(copy.changes, 'value')} changed; edit it, then: "
+        f"{command('recipes', 'check', out)}"
     )
 
 

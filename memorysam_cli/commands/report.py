@@ -1,4 +1,4 @@
-"""``memorysam report``: a page to look at, of a run, an evaluation or a prediction, or of two side by side."""
+"""``memorysam report``: an HTML page of a run, an evaluation or a prediction, or a comparison of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``memorysam train``: fine-tune by a recipe.
+"""``memorysam train``: train a model from a recipe.
 
 First the options that are short for ``--set KEY=…``, then the command.
 """
@@ -71,7 +71,7 @@ KEYS = {
     "compile": "train.compile", "seed": "train.seed", "deterministic": "train.deterministic", "init": "model.init",
     "max_bad": "data.max_bad",
 }  # fmt: skip
-"""What each option is short for."""
+"""The recipe key of each option."""
 EXAMPLES = [
     ("train --recipe demo --epochs 4 --out runs/trial", "a first try"),
     ("train --recipe deliver --batch auto", "what fits, with the recipe's scenes per update"),
@@ -81,17 +81,17 @@ EXAMPLES = [
 
 
 def as_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """All that ``--set`` and the short options ask for, as ``--set`` takes it.
+    """All changes of ``--set`` and the short options, in the form of ``--set``.
 
     Args:
-        given: the short options' values by the names of :data:`KEYS`; none where one was not given.
+        given: the short options' values by the names of :data:`KEYS`; None if not given.
         overrides: those of ``--set``.
 
     Returns:
-        The overrides, and then the others; ``--batch auto`` asks for nothing yet.
+        The overrides, and then the others; ``--batch auto`` changes nothing yet.
 
     Raises:
-        UsageError: a value that cannot be, or that ``--set`` contradicts.
+        UsageError: an impossible value, or one that contradicts ``--set``.
     """
     values = {name: value for name, value in given.items() if value is not None}
     texts = {name: _text(name, value) for name, value in values.items() if not (name == "batch" and value == AUTO)}
@@ -106,7 +106,7 @@ def as_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Whether two texts are one value: 1e-3 and 0.001 are."""
+    """Whether two texts are the same value, as 1e-3 and 0.001 are."""
     try:
         return float(one) == float(other)
     except ValueError:
@@ -114,7 +114,7 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
-    """A value as ``--set`` takes it."""
+    """A value in the form of ``--set``."""
     if name == "batch":
         return _batch(value)
     if name == "size" and (value <= 0 or value % 32):
@@ -124,7 +124,7 @@ def _text(name: str, value: Any) -> str:
     if name == "max_bad":
         return f"{_share(value):.12g}"
     if name == "init":
-        return json.dumps(value, ensure_ascii=False)  # a path is text, whatever it looks like
+        return json.dumps(value, ensure_ascii=False)  # a path is always text, even if it looks like a number
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -135,7 +135,7 @@ def _batch(text: str) -> str:
 
 
 def _share(text: str) -> float:
-    """``0.1%`` and ``1e-3`` are the same."""
+    """A share from ``0.1%`` or ``1e-3``."""
     number, percent, rest = text.strip().partition("%")
     try:
         share = float(number) / (100 if percent else 1)
@@ -151,14 +151,14 @@ def _option(name: str) -> str:
 
 
 def _settle(run_start: RunStart, scenes: Manifest, accelerator: Accelerator) -> RunStart:
-    """``--batch auto``; imported when a run begins, for counting needs torch."""
+    """``--batch auto``; imported when a run starts, because counting needs torch."""
     from memorysam_cli.engine.measure import plan
 
     return plan.settle(run_start, scenes, accelerator)
 
 
 def _advise(device: torch.device, recipe: Recipe) -> str | None:
-    """A word on the precision, likewise."""
+    """Advice on the precision; imported when a run starts, too."""
     from memorysam_cli.engine.measure import rates
 
     return rates.bf16_advice(device, recipe)
@@ -226,7 +226,7 @@ def train(
     }  # fmt: skip
     changes = as_overrides(short, overrides or [])
     if recipe is not None or resume is None:
-        # A mistyped key, and data that are not there, are reported before the seconds that torch takes.
+        # A mistyped key and missing data are reported before the seconds that torch takes.
         asked = recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
         if resume is None:
             root, name = manifest.data_root(data), asked.data.dataset

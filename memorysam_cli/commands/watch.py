@@ -21,10 +21,10 @@ NAMES = {
     "gradient_norm": ("gradient norm", ".3g"), "scenes_per_second": ("scenes/s", ".3g"),
     "peak_memory_gb": ("memory in GB", ".2f"), "miou": ("mIoU", ".2f"),
 }  # fmt: skip
-"""Series → what it is called, and how its numbers are written; a loss that is not here is called by its own name."""
+"""Series → its name, and the format of its numbers; an unknown loss has its own name."""
 EXAMPLES = [
     ("watch", "the newest run, until it ends"),
-    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another run"),
+    ("watch runs/deliver-20261101-120000-ab12 --once", "another run, once"),
     ("watch --json", "for a script"),
 ]
 

@@ -1,7 +1,7 @@
-"""Scenes: where they lie, how they become tensors.
+"""Scenes: their files, and how they become tensors.
 
-``DATASETS`` is the catalog: plain strings, so that listing it loads nothing. A new data set is one declaration in
-``data/datasets/``, a :class:`~memorysam_cli.data.layout.DatasetLayout`, one line here and one test.
+``DATASETS`` is the catalog. It has only strings, so that listing it loads nothing. A new data set needs a declaration
+in ``data/datasets/``, a :class:`~memorysam_cli.data.layout.DatasetLayout`, one line here and one test.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DATASETS: dict[str, str] = {
 }
 """Name in ``memorysam prepare NAME`` and in ``data.dataset`` → ``module:object``."""
 MOST_FOLDERS = 50
-"""Of a level that are looked at for a published data set."""
+"""Number of folders per level that are searched for a published data set."""
 
 
 def layout_of(name: str) -> DatasetLayout:
@@ -50,14 +50,14 @@ def layout_of(name: str) -> DatasetLayout:
 
 
 def published_in(folder: Path) -> DatasetLayout | None:
-    """The published data set whose own folder this is, by its files and folders; an incomplete one, too."""
+    """The published data set of this folder, recognized by its files and folders; an incomplete one, too."""
     return next((layout for layout in map(layout_of, DATASETS) if layout.holds(folder)), None)
 
 
 def published_below(root: Path) -> Iterator[tuple[Path, DatasetLayout]]:
-    """The published data sets in a folder and as many levels below it as ``prepare`` looks, the nearest first.
+    """The published data sets in a folder and as many levels below it as ``prepare`` searches, the nearest first.
 
-    Of a tree with very many folders only some are looked at, so that it answers at once.
+    In a tree with very many folders only some are searched, so that the answer is immediate.
     """
     from memorysam_cli.data.layout import DEPTH
     from memorysam_cli.data.listing import subfolders
@@ -71,7 +71,7 @@ def published_below(root: Path) -> Iterator[tuple[Path, DatasetLayout]]:
 
 
 def published_info(name: str) -> DatasetInfo:
-    """What a published data set is, with all modalities that it may have, without its folder.
+    """The description of a published data set with all modalities that it may have, without its folder.
 
     Raises:
         UsageError: the catalog has no such name.

@@ -1,6 +1,6 @@
-"""Whether a data set can be trained on: every file there and whole, sizes equal, dtypes readable, label ids legal.
+"""Whether a data set can be used for training: files are complete, sizes match, dtypes and label ids are valid.
 
-All files are decoded, because a wrong id or a torn picture would only show in training, days later. What a check shows:
+All files are decoded, because training would notice a wrong id or a damaged picture only after days. A check also draws
 a scene of each condition with all its sensors, and how often each class occurs.
 """
 
@@ -26,18 +26,18 @@ from memorysam_cli.errors import DataError, check_laws
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
-from memorysam_cli.text import is_text, shown
+from memorysam_cli.text import counted, is_text, shown
 
 THREADS = 16
-"""At most; decoding leaves Python's lock."""
+"""Largest number of threads; decoding releases Python's lock."""
 
 SceneFault = tuple[str, str]
 """Kind and message."""
 SHEET, HISTOGRAM, OFFSETS = "sheet.png", "labels.png", "offsets.png"
 ROWS = 12
-"""Scenes on the sheet."""
+"""Number of scenes on the sheet."""
 TRIES = 5
-"""Scenes of a condition that are tried until one can be read."""
+"""Number of scenes of a condition that are tried until one can be read."""
 
 
 def check(
@@ -48,18 +48,18 @@ def check(
     max_pixels: int | None = None,
     advance: Callable[[], object] | None = None,
 ) -> CheckReport:
-    """Look at every file of a data set; what was read is remembered beside the manifest's place.
+    """Check every file of a data set; the results are cached beside the manifest.
 
     Args:
         manifest: written or not; its files may be missing.
-        drop_incomplete: leave scenes with problems out of the figures, and name them.
-        headers_only: read the headers of the modalities' files alone: seconds, but a torn picture is not noticed
-            and no range of values is known. Labels are always decoded.
-        max_pixels: larger pictures are refused from their headers; None: as everywhere.
+        drop_incomplete: leave scenes with problems out of the figures, and list them.
+        headers_only: read only the headers of the modalities' files. This takes seconds, but damaged pictures are not
+            noticed and no value ranges are known. Labels are always decoded.
+        max_pixels: larger pictures are refused from their headers; None: the default limit.
         advance: called after each scene.
 
     Returns:
-        All that is wrong or odd; the order and wording do not depend on the number of threads.
+        All problems and remarks; the order and wording do not depend on the number of threads.
     """
     info = manifest.info
     reader = Reader(manifest.root, info, headers_only=headers_only, max_pixels=max_pixels or images.pixel_limit())
@@ -103,18 +103,18 @@ def check(
 
 @dataclass
 class _SceneFindings:
-    """What one scene's files say."""
+    """The results for one scene's files."""
 
     faults: list[SceneFault] = field(default_factory=list)
     frames: dict[str, FileFacts] = field(default_factory=dict)
-    """Of each modality, its first file's, and the range over all its files."""
+    """For each modality the form of its first file, and the range over all its files."""
     label: FileFacts | None = None
     resampled: dict[str, tuple[decode.Size, decode.Size]] = field(default_factory=dict)
-    """Modality → its size and the frame's, where they differ."""
+    """Modality → its size and the frame's, if they differ."""
 
     @property
     def label_pixels(self) -> int:
-        """Of the label, by its file's header."""
+        """Number of pixels of the label, from its file's header."""
         return 0 if self.label is None else self.label.height * self.label.width
 
     def pixels(self, classes: int) -> Any:
@@ -126,7 +126,7 @@ class _SceneFindings:
 
 
 def _find(scenes: Sequence[Scene], reader: Reader, *, advance: Callable[[], object] | None) -> list[_SceneFindings]:
-    """Look at all scenes, alone and against each other; what was read is kept, however this ends."""
+    """Check all scenes, alone and against each other; the cache is saved even after an error."""
     findings: list[_SceneFindings] = []
     try:
         for finding in _look_at_all(scenes, reader):
@@ -141,7 +141,7 @@ def _find(scenes: Sequence[Scene], reader: Reader, *, advance: Callable[[], obje
 
 
 def _look_at_all(scenes: Sequence[Scene], reader: Reader) -> Iterator[_SceneFindings]:
-    """Look at all scenes with several threads; in order."""
+    """Check all scenes with several threads; in order."""
     executor = ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1))
     try:
         yield from executor.map(lambda scene: _look(scene, reader), scenes)
@@ -178,7 +178,7 @@ def _look(scene: Scene, reader: Reader) -> _SceneFindings:
 def _check_sizes(
     scene: Scene, sizes: Mapping[str, tuple[int, int]], info: DatasetInfo, finding: _SceneFindings
 ) -> None:
-    """See that the sensors are registered, and the label drawn on one of them; note which will be resampled."""
+    """Check that the sensors match each other, and the label one of them; record which will be resampled."""
     label = None if finding.label is None else (finding.label.height, finding.label.width)
     kinds = {modality.name: modality.kind for modality in info.modalities}
     if not sizes:
@@ -192,17 +192,17 @@ def _check_sizes(
 
 
 def _resampling(info: DatasetInfo, scenes: Sequence[Mapping[str, tuple[decode.Size, decode.Size]]]) -> Iterator[str]:
-    """A line on each sensor of another resolution than the frame's."""
+    """A line for each sensor whose resolution differs from the frame's."""
     for modality in info.modalities:
         found = [sizes[modality.name] for sizes in scenes if modality.name in sizes]
         if found:
-            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {len(scenes)} scenes"
+            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {counted(len(scenes), 'scene')}"
 
 
 def _frame(
     path: str, modality: Modality, reader: Reader, finding: _SceneFindings, absent: list[str], *, files: int
 ) -> FileFacts | None:
-    """What one of a modality's files holds, if it can be used; one that is not there is added to ``absent``."""
+    """The facts of one file of a modality, if it can be used; a missing one is added to ``absent``."""
     try:
         facts = reader.frame(path, modality)
     except FileNotFoundError:
@@ -219,14 +219,15 @@ def _frame(
 
 
 def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
-    """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
-    holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
+    """Why a file of this form cannot become the modality's frame; None if it can; as ``decode.read_modality``."""
+    holds = f"holds {counted(facts.channels, 'channel')} of {facts.dtype}"
     if facts.dtype not in ("uint8", "uint16", "int16", "float16", "float32", "float64"):
         return f"{holds}; {decode.ALLOWED}"
     if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
     if files > (2 if modality.kind == "angle" else 1):
-        return f"is one of {files} files; '{modality.name}' takes {'two' if modality.kind == 'angle' else 'one'}"
+        wanted = "two" if modality.kind == "angle" else "one"
+        return f"is one of {counted(files, 'file')}; '{modality.name}' takes {wanted}"
     turned = flip_refusal(np.dtype(facts.dtype), modality)
     if turned:
         return turned
@@ -244,15 +245,17 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
 
 
 def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], finding: _SceneFindings) -> None:
-    """Keep the facts of a modality's files as one."""
+    """Merge the facts of a modality's files."""
     first = max(facts, key=lambda each: each.invalid)
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
-        finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))
+        finding.faults.append(
+            ("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; use the same for all")
+        )
         return
     if len({(each.height, each.width) for each in facts}) > 1:
         listed = " and ".join(f"{each.height}×{each.width}" for each in facts)
-        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; make them alike"))
+        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; use the same for all"))
         return
     lows = [each.low for each in facts if each.low is not None]
     highs = [each.high for each in facts if each.high is not None]
@@ -261,7 +264,7 @@ def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], findi
 
 
 def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts | None:
-    """The label's classes, if they are legal."""
+    """The facts of the label, if its classes are valid."""
     if scene.label is None and scene.split in reader.info.unlabeled:
         return None
     try:
@@ -277,7 +280,7 @@ def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts |
 
 
 def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, SceneFault]]:
-    """What is wrong with two scenes together: names that meet, and files in two splits."""
+    """Problems of two scenes together: names that collide, and files in two splits."""
     for first, second in shared_ids(scenes):
         one, other = scenes[first], scenes[second]
         if one.id != other.id:
@@ -304,7 +307,7 @@ def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, SceneFault]]
 
 
 def _problems(findings: Sequence[_SceneFindings]) -> Iterator[Problem]:
-    """The faults by kind, each with its first offenders."""
+    """The problems by kind, each with its first occurrences."""
     faults: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
         for kind, message in finding.faults:
@@ -313,7 +316,7 @@ def _problems(findings: Sequence[_SceneFindings]) -> Iterator[Problem]:
 
 
 def _written_names(scene: Scene) -> list[str]:
-    """All that must be written down of a scene."""
+    """All text of a scene that is written to the manifest."""
     return [scene.id, *scene.paths]
 
 
@@ -322,11 +325,11 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
 
     Args:
         manifest: all scenes.
-        report: what their check found.
-        folder: where to.
+        report: the result of their check.
+        folder: the output folder.
 
     Returns:
-        The files; without a scene that can be read there is no sheet.
+        The files; there is no sheet if no scene can be read.
 
     Raises:
         EnvironmentFault: they cannot be written.
@@ -346,7 +349,7 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
 
 
 def draw_sheet(manifest: Manifest, path: Path) -> bool:
-    """Write the sheet of scenes alone; False where none can be read.
+    """Write only the sheet of scenes; False if none can be read.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -366,10 +369,10 @@ def draw_sheet(manifest: Manifest, path: Path) -> bool:
 
 
 def sheet_groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
-    """Scenes by condition and failure, by split where there is neither.
+    """Scenes by condition and failure; by split if there is neither.
 
     Returns:
-        At most :data:`ROWS` groups, the commonest ones; in the order of their middle scenes' splits, then by name.
+        At most :data:`ROWS` groups, the largest ones; in the order of their middle scenes' splits, then by name.
     """
     found: dict[str, list[Scene]] = {}
     for scene in scenes:
@@ -382,13 +385,13 @@ def sheet_groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
 
 
 def _middle(scenes: Sequence[Scene]) -> Sequence[Scene]:
-    """From the middle one on: the first frames of a drive often stand still."""
+    """The scenes from the middle one on, because the first frames of a drive often show a standing car."""
     half = len(scenes) // 2
     return [*scenes[half:], *scenes[:half]]
 
 
 def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
-    """A caption, and a scene of each group that can be read; what cannot is in the check's report."""
+    """A caption, and a readable scene of each group; unreadable ones are in the check's report."""
     info = manifest.info
     for name, scenes in sheet_groups(manifest.scenes).items():
         for scene in _middle(scenes)[:TRIES]:

@@ -1,8 +1,8 @@
-"""Files into arrays: the frames of a scene, its label as classes.
+"""Read files into arrays: the frames of a scene, and its label as classes.
 
-First one modality's files, then a label, in numbers or in colors, then a whole scene of one size. Nothing is scaled or
-normalized here: frames keep the dtype of their files, so that the augmentation acts on the same values as the
-reference's.
+First the files of a modality, then a label, in numbers or in colors, then a whole scene of one size. Nothing is scaled
+or normalized here: frames keep the dtype of their files, so that the augmentation changes the same values as in the
+reference.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from memorysam_cli.storage.images import Stored
 from memorysam_cli.text import counted, shown
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Of stored values, with either sign."""
+"""Range of stored values, with either sign."""
 PHOTOS = ("rgb", "gray")
 """Kinds whose channels are the colors of one pixel."""
 Size = tuple[int, int]
 """Height and width."""
 CROPPED = 2
-"""Pixels by which both sides of a frame may be cut: that is no other resolution."""
+"""Number of pixels by which both sides of a frame may be cropped without counting as another resolution."""
 ALLOWED = "allowed are uint8, uint16, int16 and floating point; save it as float32, in TIFF or .npy"
 """Types of a sensor's values."""
 LISTED = 12
-"""Legal values that a message lists one by one."""
+"""Number of valid values that a message lists one by one."""
 _NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
@@ -47,20 +47,20 @@ def read_modality(paths: Sequence[Stored], modality: Modality, *, max_pixels: in
 def read_frame(
     paths: Sequence[Stored], modality: Modality, *, max_pixels: int | None = None
 ) -> tuple[Array, Mask | None]:
-    """Read one modality of one scene, and where it measured nothing.
+    """Read a modality of a scene, and where it has no measurement.
 
     Args:
         paths: one file, or for an angle two: its sine and its cosine, stacked as [sin, cos, sin].
-        modality: what the files are, and which of their values are no measurement.
-        max_pixels: larger pictures are refused; None: as everywhere.
+        modality: how to read the files, and which of their values are not measurements.
+        max_pixels: larger pictures are refused; None: the default limit.
 
     Returns:
-        (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``; where it has none declared,
-        gray is repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stands as 0 (see
-        :func:`find_invalid`); None where all are valid.
+        (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``. If it declares none, gray is
+        repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stored as 0 (see
+        :func:`find_invalid`); None if all are valid.
 
     Raises:
-        DataError: a file is missing, damaged, or of another kind, or lacks a channel; names the file.
+        DataError: a file is missing, damaged, or of another kind, or lacks a channel; the message names the file.
 
     Source: DATASETS §0 and §1.5 (MCubeS's angles).
     """
@@ -69,7 +69,7 @@ def read_frame(
         if (sine.shape, sine.dtype) != (cosine.shape, cosine.dtype):
             raise DataError(
                 f"{paths[0]}: sine is {_size(sine)} {sine.dtype}, but cosine ({paths[1].name}) is {_size(cosine)} "
-                f"{cosine.dtype}; they must be alike"
+                f"{cosine.dtype}; they must be the same"
             )
         frame = np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
         if no_sine is None and no_cosine is None:
@@ -84,13 +84,13 @@ def read_frame(
 def window_frame(
     array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Path
 ) -> tuple[Array, Mask | None]:
-    """A part of a raster as :func:`read_frame` gives the whole.
+    """A window of a raster in the form in which :func:`read_frame` returns the whole.
 
     Args:
         array: (H, W) or (H, W, C), as stored; changed in place.
-        modality: its ``channels`` count in the array.
+        modality: its ``channels`` are indices into the array.
         tag: of the file, as ``Header.nodata``.
-        hidden: (H, W), True where the file says that nothing is to be seen.
+        hidden: (H, W), True where the file's mask hides a pixel.
         path: of the file.
 
     Raises:
@@ -100,7 +100,7 @@ def window_frame(
 
 
 def _as_frame(modality: Modality, array: Array, invalid: Mask | None, *, path: Stored) -> tuple[Array, Mask | None]:
-    """The three channels of both."""
+    """The three channels of both arrays."""
     frame = _three_channels(array, modality, path=path)
     if invalid is None:
         return frame, None
@@ -109,7 +109,7 @@ def _as_frame(modality: Modality, array: Array, invalid: Mask | None, *, path: S
 
 
 def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
-    """Those that make up the modality: (H, W) or (H, W, C) -> (H, W, 3)."""
+    """The three channels of a modality: (H, W) or (H, W, C) -> (H, W, 3)."""
     count = 1 if array.ndim == len("HW") else array.shape[2]
     if modality.channels is not None:
         return _take(array, modality, channels=modality.channels, count=count, path=path)
@@ -125,7 +125,7 @@ def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
 
 
 def undeclared(shape: tuple[int, ...], modality: Modality, *, is_raster: bool = False) -> str:
-    """Why a file of (H, W, C) cannot be a modality that has no ``channels`` or ``bands``, and what to do."""
+    """Why a file of (H, W, C) cannot be a modality without ``channels`` or ``bands``, and what to do."""
     count = shape[2]
     if is_raster:
         return (
@@ -141,16 +141,16 @@ def undeclared(shape: tuple[int, ...], modality: Modality, *, is_raster: bool = 
 
 
 def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modality:
-    """A modality whose bands are looked up in a file: they stand as its ``channels``, from 0.
+    """A modality with its bands looked up in a file and stored as ``channels``, from 0.
 
     Args:
         modality: with ``bands`` or not.
-        header: of the file. Of a raster of three bands and alpha, the three are taken unless something is declared.
+        header: of the file. Of a raster of three bands and alpha, the three are used unless bands are declared.
         path: of the file.
 
     Raises:
-        DataError: the file is not a raster, or lacks a band, or two bands share a description; or it has another number
-            of bands than one, three, or three and alpha, and which to take is not declared.
+        DataError: the file is not a raster, or lacks a band, or two bands share a description; or no bands are declared
+            and it has not one band, three, or three and alpha.
     """
     if header.format != "tiff":
         if modality.bands is None:
@@ -172,11 +172,11 @@ def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modali
 
 
 def _band(band: int | str, header: Header, *, path: Stored) -> int:
-    """The place of a band in a raster, from 0."""
+    """The index of a band in a raster, from 0."""
     count = len(header.bands)
     if isinstance(band, int):
         if band > count:
-            raise DataError(f"{path}: has {count} band{'s' * (count != 1)}, counted from 1, and no band {band}")
+            raise DataError(f"{path}: has {counted(count, 'band')}, counted from 1, and no band {band}")
         return band - 1
     places = [place for place, name in enumerate(header.bands) if name == band]
     if len(places) != 1:
@@ -188,7 +188,7 @@ def _band(band: int | str, header: Header, *, path: Stored) -> int:
 
 
 def bands_taken(modality: Modality, header: Header, *, path: Stored) -> str:
-    """Which bands of a raster a modality takes, in words: ``bands 4, 3, 2 (B4, B3, B2)``."""
+    """The bands of a raster that a modality uses, in words: ``bands 4, 3, 2 (B4, B3, B2)``."""
     places = with_channels(modality, header, path=path).channels or tuple(range(min(3, header.channels)))
     places = tuple(dict.fromkeys(places))
     names = [header.bands[place] for place in places]
@@ -199,21 +199,21 @@ def bands_taken(modality: Modality, header: Header, *, path: Stored) -> str:
 def find_invalid(
     array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None = None
 ) -> Mask | None:  # fmt: skip
-    """Where a file holds no measurement: NaN, infinity, a value of ``modality.nodata`` or of the file's own tag.
+    """Where a file has no measurement: NaN, infinity, a value in ``modality.nodata`` or of the file's own tag.
 
-    Black is a color: a photo's pixel is invalid where all its channels hold such a value. Of any other sensor, each
-    value counts for itself, as bands may fail one by one.
+    Black is a color, so a photo's pixel is invalid only if all its channels have such a value. In other sensors each
+    value counts separately, because bands may fail one by one.
 
     Args:
-        array: (H, W) or (H, W, C), as stored, of any type of numbers.
-        modality: what the file is.
+        array: (H, W) or (H, W, C), as stored, of any numeric type.
+        modality: the modality of the file.
         tag: of the file, as ``Header.nodata``.
-        hidden: (H, W), of the file, as of :func:`memorysam_cli.storage.images.hidden`.
+        hidden: (H, W), of the file, from :func:`memorysam_cli.storage.images.hidden`.
 
     Returns:
-        Bool of the array's shape; None where all values are valid.
+        Bool of the array's shape; None if all values are valid.
 
-    Source: GDAL's masks of bands, and rasterio's ``dataset_mask`` (valid where one band is) for photos.
+    Source: GDAL's masks of bands, and rasterio's ``dataset_mask`` (valid if one band is) for photos.
     """
     invalid = ~np.isfinite(array) if array.dtype.kind == "f" else None
     for value in (*modality.nodata, *(() if tag is None else (tag,))):
@@ -230,7 +230,7 @@ def find_invalid(
 
 
 def _equal(array: Array, value: float) -> Mask | None:
-    """Where the array holds a value, rounded as the array's own type would; None where that type cannot hold it."""
+    """Where the array equals a value, rounded to the array's type; None if that type cannot represent it."""
     stored = rasters.storable(value, array.dtype)
     if stored is None:
         return None
@@ -239,8 +239,8 @@ def _equal(array: Array, value: float) -> Mask | None:
 
 
 def _read(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Modality, Array, Mask | None]:
-    """The modality as of :func:`with_channels`; (H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it
-    is invalid, which is 0 then."""
+    """The modality from :func:`with_channels`; (H, W) or (H, W, C) with C > 1, uint8, uint16 or float32; and where it
+    is invalid, with 0 there."""
     header, array = images.load(path, max_pixels=max_pixels)
     modality = with_channels(modality, header, path=path)
     hidden = images.hidden(path, header, array)
@@ -250,7 +250,7 @@ def _read(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Mod
 def _as_values(
     array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Stored
 ) -> tuple[Array, Mask | None]:
-    """Stored numbers as a frame's: uint8, uint16 or float32; and where they are invalid, which is 0 then."""
+    """Stored numbers as a frame's: uint8, uint16 or float32; and where they are invalid, with 0 there."""
     array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
     invalid = find_invalid(array, modality, tag=tag, hidden=hidden)
     if invalid is not None:
@@ -265,10 +265,10 @@ def _as_values(
 
 
 def _plane(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
-    """A file with one channel: (H, W), as of :func:`_read`."""
+    """A file with one channel: (H, W), as from :func:`_read`."""
     _, array, invalid = _read(path, modality, max_pixels)
     if array.ndim != len("HW"):
-        raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
+        raise DataError(f"{path}: has {counted(array.shape[2], 'channel')}; the sine or cosine of an angle has one")
     return array, invalid
 
 
@@ -276,8 +276,8 @@ def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], c
     """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
-            f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            f"fix --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
+            f"{path}: has {counted(count, 'channel')}, but '{modality.name}' takes {', '.join(map(str, channels))} "
+            f"(from 0); fix --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
         )
     if count == 1:
         return cv2.merge([array] * 3)
@@ -299,23 +299,23 @@ def read_label(
     palette: Sequence[Color] = (),
     max_pixels: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Read a label and turn its raw values into classes.
+    """Read a label and convert its raw values into classes.
 
     Args:
-        path: one channel of whole numbers, or the indices of a palette, or four channels that are a number (see
-            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colors``
-            an RGB picture, alpha dropped.
-        rule: how raw values map to classes.
+        path: a lossless file with one channel of integers, or the indices of a palette, or four channels that are a
+            number (see :func:`is_number`) or of which the first counts (``rule.first_channel``). With ``rule.colors``
+            an RGB picture; alpha is dropped.
+        rule: how raw values become classes.
         classes: K, at most 255.
         palette: K colors; for ``rule.colors``.
-        max_pixels: larger pictures are refused; None: as everywhere.
+        max_pixels: larger pictures are refused; None: the default limit.
 
     Returns:
-        (H, W) uint8: 0..K-1, or 255 where the pixel is ignored.
+        (H, W) uint8: 0..K-1, or 255 for ignored pixels.
 
     Raises:
-        DataError: the file is unusable, or holds a value that is not a class: file, value, how many pixels,
-            the first (row, column), and what is legal; or the rule itself is impossible.
+        DataError: the file is unusable, or has a value that is not a class (the message has file, value, number of
+            pixels, the first (row, column), and the valid values), or the rule itself is impossible.
     """
     if rule.colors:
         return _of_colors(path, tuple(palette)[:classes], max_pixels)
@@ -326,7 +326,7 @@ def read_label(
     wrong = is_illegal.take(inside)
     if inside is not raw:
         wrong |= inside != raw
-        # What is below 0 or above 16 bits may be ignored, but is never a class.
+        # Values below 0 or above 16 bits may be ignored, but are never classes.
         outside = np.isin(raw, [value for value in rule.ignore if not 0 <= value < RAW_VALUES])
         label[outside], wrong[outside] = IGNORE, False
     if wrong.any():
@@ -335,10 +335,10 @@ def read_label(
 
 
 def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> Array:
-    """A label's numbers as stored, before the rule makes classes of them: (H, W) integers; of a palette, the indices.
+    """A label's stored numbers, before the rule converts them: (H, W) integers; for a palette, the indices.
 
     Raises:
-        DataError: the file is unusable, or holds no such numbers.
+        DataError: the file is unusable, or has no such numbers.
     """
     header = images.header(path)
     if header.is_lossy:
@@ -353,7 +353,7 @@ def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> 
 
 
 def is_number(array: Array) -> bool:
-    """Whether pixels are one number each: one channel, or four of which R = G = B or G = B = 0 in all pixels.
+    """Whether each pixel is one number: one channel, or four with R = G = B or G = B = 0 in all pixels.
 
     Args:
         array: (H, W) or (H, W, C) as read.
@@ -367,15 +367,15 @@ def is_number(array: Array) -> bool:
 
 
 def lossy(header: Header) -> str:
-    """What a picture is whose compression changes its values."""
+    """The name of a format whose compression changes values."""
     return {"jpeg": "a JPEG", "webp": "a lossy WebP"}.get(header.format, f"a {header.format.upper()} of JPEG pixels")
 
 
 @lru_cache(maxsize=8)
 def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Raw value → class or 255, and whether it is illegal."""
+    """Raw value → class or 255, and whether it is invalid."""
     if not 0 < classes <= IGNORE:
-        raise DataError(f"{classes} classes: from 1 to {IGNORE} are possible")
+        raise DataError(f"{counted(classes, 'class')}: from 1 to {IGNORE} are possible")
     # int32: in uint8 a shift of -1 would turn 0 into 255.
     table = np.arange(RAW_VALUES, dtype=np.int32) + rule.shift
     if rule.mapping:
@@ -396,7 +396,7 @@ def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], 
 
 
 def _illegal(path: Path, raw: Array, wrong: npt.NDArray[np.bool_], *, rule: LabelRule, classes: int) -> str:
-    """The message on the first illegal pixel."""
+    """The message for the first invalid pixel."""
     row, column = (int(index) for index in np.argwhere(wrong)[0])
     value = int(raw[row, column])
     same = int((raw == value).sum())
@@ -416,7 +416,7 @@ def _legal(rule: LabelRule, classes: int) -> str:
 
 
 def _few(values: Sequence[int]) -> str:
-    """Some values, all of them if they are few."""
+    """Some values as text; all of them if they are few."""
     more = f" … {values[-1]}" if len(values) > LISTED else ""
     return ", ".join(str(value) for value in values[:LISTED]) + more
 
@@ -454,20 +454,21 @@ def read_sample(
     modalities: Sequence[Modality],
     labels: DatasetInfo | None = None,
 ) -> Sample:
-    """Read a scene's frames, and its label where it is wanted, all of one size.
+    """Read a scene's frames and, if requested, its label, all of one size.
 
     Args:
         root: the data root.
-        scene: which files; modalities that it lacks are refused.
-        modalities: which frames, in this order.
-        labels: the data set, whose rule, classes and palette say how labels are stored; none leaves the label out.
+        scene: its files; a missing modality is an error.
+        modalities: the frames, in this order.
+        labels: the data set, whose rule, classes and palette describe the labels; None leaves the label out.
 
     Returns:
-        Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see
-        :func:`~memorysam_cli.data.transforms.on_grid`. Where they are invalid goes along.
+        Frames of one size, see :func:`frame_size`; sensors of another size are resampled, see
+        :func:`~memorysam_cli.data.transforms.on_grid`. The sample also has where they are invalid.
 
     Raises:
-        DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
+        DataError: a file is unusable, a modality or the label is missing, or sizes differ (the message has scene and
+            sizes).
     """
     frames: dict[str, Array] = {}
     invalid: dict[str, Mask] = {}
@@ -493,10 +494,10 @@ def read_sample(
 
 
 def frame_size(sizes: Mapping[str, Size], *, kinds: Mapping[str, str], label: Size | None) -> Size | None:
-    """The grid of a scene, onto which its sensors are resampled: the label's, else that of the sensor with most pixels.
+    """The common grid of a scene's sensors: the label's, else that of the sensor with the most pixels.
 
-    Sensors are registered: they see the same, at any resolution, so that height and width are in one proportion. Events
-    alone may be smaller in another one (``eventlowres``).
+    Sensors are aligned: they show the same view at any resolution, so height and width have the same ratio. Only events
+    may be smaller with another ratio (``eventlowres``).
 
     Args:
         sizes: modality → height and width of its file, in the memory's order.
@@ -504,7 +505,7 @@ def frame_size(sizes: Mapping[str, Size], *, kinds: Mapping[str, str], label: Si
         label: height and width of the label, if there is one.
 
     Returns:
-        Height and width; None where a sensor sees something else.
+        Height and width; None if a sensor shows another view.
     """
     sharp = [size for name, size in sizes.items() if kinds[name] != "event"] or list(sizes.values())
     frame = label or max(sharp, key=lambda size: size[0] * size[1])
@@ -516,7 +517,8 @@ def frame_size(sizes: Mapping[str, Size], *, kinds: Mapping[str, str], label: Si
 
 
 def _is_registered(size: Size, frame: Size) -> bool:
-    """Whether two sizes are one view at two resolutions, as like as whole pixels allow; a pixel or two are a crop."""
+    """Whether two sizes are one view at two resolutions, up to rounding to whole pixels; or differ by a crop of one or
+    two pixels."""
     apart = [abs(side - other) for side, other in zip(size, frame, strict=True)]
     if size == frame or min(apart) == 0 or max(apart) <= CROPPED:
         return size == frame
@@ -524,7 +526,7 @@ def _is_registered(size: Size, frame: Size) -> bool:
 
 
 def sizes_differ(sizes: Mapping[str, Size], *, label: Size | None) -> str:
-    """What is wrong with sizes that are no one scene's, and what is allowed."""
+    """The message for sizes that cannot belong to one scene, and what is allowed."""
     everything = {**sizes, **({} if label is None else {"label": label})}
     listed = ", ".join(f"{name} {height}×{width}" for name, (height, width) in everything.items())
     allowed = "one view, at any resolution, the label at that of a sensor"
@@ -532,6 +534,6 @@ def sizes_differ(sizes: Mapping[str, Size], *, label: Size | None) -> str:
 
 
 def resampling(modality: Modality, own: Size, frame: Size) -> str:
-    """What is done to a sensor of another resolution than the frame's, in words."""
+    """The resampling of a sensor whose resolution differs from the frame's, in words."""
     how = "nearest" if is_exact(modality) else "bilinear"
     return f"'{modality.name}' is {own[0]}×{own[1]} and the frame {frame[0]}×{frame[1]}: resampled ({how})"

@@ -1,10 +1,10 @@
-"""A sensor that is there, but bad: what training may do to single sensors of a scene (``augment.degrade``).
+"""Degraded sensors: damage that training may do to single sensors of a scene (``augment.degrade``).
 
-Mud on the lens, lost packets, glare, motion, dead rows, a mount that was knocked: one of them for each sensor that is
-hit, each sensor by itself, never all of a scene. It happens to stored values, after the crop and before normalization:
-there the limits are known at which a sensor saturates, a picture of the batch shows it as a person would see it, and
-what is not measured becomes 0 after normalization, as everywhere. What counts is the sensor's size on the network's
-grid. Labels stay. Gaussian and salt-and-pepper noise are left to the robustness benchmark alone.
+Dirt on the lens, lost packets, glare, motion, dead rows, a moved mount: one kind of damage for each affected sensor,
+independently, and never all sensors of a scene. It changes stored values, after the crop and before normalization.
+There the saturation limits of a sensor are known, a picture of the batch shows the damage as a person would see it, and
+missing values become 0 after normalization, as everywhere. Sizes are relative to the sensor's size on the network's
+grid. Labels do not change. Gaussian and salt-and-pepper noise are used only by the robustness benchmark.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from memorysam_cli.dataset import Modality
 
 Array = npt.NDArray[Any]
 SPARSE = ("event", "lidar")
-"""Kinds in which 0 is "nothing there", and most pixels have it."""
+"""Kinds in which 0 means "nothing there", and most pixels have it."""
 ENDS = (1, 99)
-"""Percentiles of a frame's valid values between which a stuck block's value lies."""
+"""Percentiles of a frame's valid values, between which a stuck block's value lies."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One frame on its way.
+    """A frame during degradation.
 
     Attributes:
         frame: (H, W, 3) as stored.
-        invalid: (H, W, 3), True where nothing was measured.
-        modality: whose.
+        invalid: (H, W, 3), True where there is no measurement.
+        modality: of the frame.
     """
 
     frame: Array
@@ -45,12 +45,12 @@ class Seen:
     modality: Modality
 
     def without(self, gone: Mask) -> Seen:
-        """The same with pixels (H, W) that are no measurement any more."""
+        """The same frame without a measurement in these (H, W) pixels."""
         mask = gone[:, :, None]
         return replace(self, frame=np.where(mask, 0, self.frame).astype(self.frame.dtype), invalid=self.invalid | mask)
 
     def with_values(self, values: Array) -> Seen:
-        """The same with other values, rounded and clamped to the dtype; what is invalid stays so, and is 0."""
+        """The same frame with other values, rounded and clamped to the dtype; invalid pixels stay invalid with 0."""
         dtype = self.frame.dtype
         if dtype.kind == "u":
             values = np.rint(values).clip(0, np.iinfo(dtype).max)
@@ -68,13 +68,13 @@ def degrade(
     """Damage some of a scene's sensors.
 
     Args:
-        sample: augmented, of one size.
+        sample: the augmented sample, of one size.
         modalities: of the sample's frames.
-        share: the probability with which each sensor is hit; one that is alone never is.
-        generator: random numbers for a key of a sensor's own, so that what happens to one does not depend on which
-            others there are, nor on their order. Where all are hit, the one with the largest draw is spared.
-        sensors: modality → the sensor whose frame it is, where several are one's: they are hit alike. None: each is its
-            own.
+        share: the probability that a sensor is damaged; a single sensor never is.
+        generator: random numbers for a sensor's own key, so that its damage does not depend on the other sensors or
+            their order. If all would be damaged, the one with the largest draw is not.
+        sensors: modality → its sensor, if a sensor has several frames: these are damaged together. None: each is a
+            separate sensor.
     """
     owners = {modality.name: (sensors or {}).get(modality.name, modality.name) for modality in modalities}
     if share <= 0 or len({*owners.values()}) < 2:
@@ -98,7 +98,7 @@ def degrade(
 
 
 def damage(seen: Seen, *, rng: np.random.Generator, kind: str | None = None) -> Seen:
-    """Do one of :data:`KINDS` to a frame; drawn among those that the sensor can have, or the one that is named."""
+    """Apply one of :data:`KINDS` to a frame; a random one that the sensor can have, or the named one."""
     kinds = [
         name for name in KINDS if name != "exposure" or seen.modality.kind != "angle"
     ]  # an angle has no brightness
@@ -107,7 +107,7 @@ def damage(seen: Seen, *, rng: np.random.Generator, kind: str | None = None) -> 
 
 
 def _blocks(seen: Seen, rng: np.random.Generator) -> Seen:
-    """One to six rectangles, each a tenth to a half as long as a side, stuck at one value: mud, stickers, glare."""
+    """One to six rectangles, each a tenth to a half as long as a side, stuck at one value: dirt, stickers, glare."""
     height, width = seen.frame.shape[:2]
     values = seen.frame.astype(np.float32)
     low, high = _ends(seen)
@@ -119,7 +119,7 @@ def _blocks(seen: Seen, rng: np.random.Generator) -> Seen:
 
 
 def _holes(seen: Seen, rng: np.random.Generator) -> Seen:
-    """A fifth to nine tenths of all cells of 4 to 32 pixels are no measurement: lost packets, nothing reflected."""
+    """A fifth to nine tenths of all cells of 4 to 32 pixels have no measurement: lost packets, no reflection."""
     height, width = seen.frame.shape[:2]
     cell = round(2 ** between(2, 5, rng.random()))
     share = between(0.2, 0.9, rng.random())
@@ -128,7 +128,8 @@ def _holes(seen: Seen, rng: np.random.Generator) -> Seen:
 
 
 def _exposure(seen: Seen, rng: np.random.Generator) -> Seen:
-    """Values times 0.05 to 0.5, or 2 to 8, away from what means 0, and cut off where the sensor saturates."""
+    """Values times 0.05 to 0.5, or 2 to 8, relative to the value that means 0, and cut off where the sensor
+    saturates."""
     gain = 2 ** between(1, 3, rng.random()) if rng.random() < 0.5 else between(0.05, 0.5, rng.random())
     zero = np.float32(transforms.zero(seen.frame, seen.modality))
     values = zero + np.float32(gain) * (seen.frame.astype(np.float32) - zero)
@@ -136,7 +137,8 @@ def _exposure(seen: Seen, rng: np.random.Generator) -> Seen:
 
 
 def _limits(seen: Seen) -> tuple[float, float]:
-    """Where a sensor saturates: photos at what counts as 1; others, whose limits nobody states, at the frame's own."""
+    """Where a sensor saturates: photos at the value that counts as 1; others, whose limits are unknown, at the frame's
+    own extremes."""
     modality = seen.modality
     if modality.kind in PHOTOS and not modality.offset:
         return 0.0, transforms.full_scale(seen.frame) if modality.scale is None else 1 / modality.scale
@@ -144,7 +146,7 @@ def _limits(seen: Seen) -> tuple[float, float]:
 
 
 def _blur(seen: Seen, rng: np.random.Generator) -> Seen:
-    """Blurred evenly with sigma 1.5 to 6 pixels, or along a line of 5 to 25: out of focus, or moving."""
+    """Uniform blur with sigma 1.5 to 6 pixels, or along a line of 5 to 25 pixels: out of focus, or motion."""
     length, turn = between(5, 25, rng.random()), np.pi * rng.random()
     sigma, moves = between(1.5, 6, rng.random()), rng.random() < 0.5
 
@@ -179,7 +181,7 @@ def _lines(seen: Seen, rng: np.random.Generator) -> Seen:
 
 
 def _offset(seen: Seen, rng: np.random.Generator) -> Seen:
-    """The frame lies 2 to 10 % of its sides beside where it should: a mount that was knocked, a clock that is late."""
+    """The frame is shifted by 2 to 10 % of its sides: a moved mount, a late clock."""
     rows, columns = (
         max(1, round(between(0.02, 0.1, rng.random()) * side)) * (1 if rng.random() < 0.5 else -1)
         for side in seen.frame.shape[:2]
@@ -203,7 +205,7 @@ def _some(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> Mas
 
 
 def _ends(seen: Seen) -> tuple[Array, Array]:
-    """The low and the high end of each channel's valid values, float32; of sparse sensors nothing, and the greatest."""
+    """The low and the high end of each channel's valid values, float32; for sparse sensors 0 and the largest value."""
     valid = seen.frame[~seen.invalid.any(axis=2)]  # (N, 3)
     if not len(valid):
         return np.zeros(3, np.float32), np.zeros(3, np.float32)
@@ -216,4 +218,4 @@ def _ends(seen: Seen) -> tuple[Array, Array]:
 KINDS: dict[str, Callable[[Seen, np.random.Generator], Seen]] = {
     "blocks": _blocks, "holes": _holes, "exposure": _exposure, "blur": _blur, "lines": _lines, "offset": _offset,
 }  # fmt: skip
-"""What can happen to a sensor; each is drawn as often as the others."""
+"""The kinds of damage; all equally likely."""

@@ -1,8 +1,8 @@
-"""What a check of a data set finds: in one file, what is odd over all of them, and the report, for people and machines.
+"""The findings of a check: facts about each file, remarks over all files, and the report, for people and machines.
 
-A file that has the size and the time of its last reading is not read again. Faults are never remembered: a file that
-was refused is read anew each time. A label's raw values are counted as classes by the rule's words as well, the other
-side of the loader's look-up table.
+A file with the size and time of its last reading is not read again. Errors are never cached: a refused file is read
+again each time. Additionally, a label's raw values are counted as classes directly by the rule, to verify the loader's
+look-up table.
 """
 
 from __future__ import annotations
@@ -25,71 +25,72 @@ from memorysam_cli.data.manifest import Scene, count_splits, folder
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, DatasetInfo, LabelRule, Modality, Strict
 from memorysam_cli.errors import DataError, EnvironmentFault, LawBroken, Laws
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 SHOWN = 10
-"""Offenders of each kind that are named; the others are counted."""
+"""Number of occurrences of each kind that are named; the others are counted."""
 CACHE = "checked.jsonl"
-"""Beside the manifest."""
+"""Cache file beside the manifest."""
 VERSION = 2
-"""Of what is read off a file; another number, and all files are read again."""
+"""Version of the facts; with another version, all files are read again."""
 BYTE = 255
 SHARED = 0.001
-"""Share of a file's valid pixels that have its least or greatest value, from which on that may mean something else."""
+"""Share of a file's valid pixels with its smallest or largest value, above which this value may have another
+meaning."""
 FAR = 0.5
-"""Times the range of 1 to 99 % of the others: how far outside it such a value lies."""
+"""Factor: such a value lies outside the 1 to 99 % range of the others by this many times that range."""
 FEWEST = 16
-"""Values that the others must have: two or three are a mask."""
+"""Smallest number of different other values: two or three are a mask."""
 SAMPLED = 65536
-"""Of a file's values, for its percentiles."""
+"""Number of a file's values used for percentiles."""
 DENSE = ("depth", "thermal", "angle")
-"""Kinds in which one far value is no light, and no background."""
+"""Kinds in which an extreme value is neither light nor background."""
 
 
 class FileFacts(Strict):
-    """What one file holds; of a modality's file or of a label."""
+    """Facts about one file of a modality, or about a label."""
 
     height: int
     width: int
     channels: int
     dtype: str
     low: float | None = None
-    """The least valid stored value; None where the header alone was read, for labels, and where no pixel is valid."""
+    """The smallest valid stored value; None if only the header was read, for labels, and without a valid pixel."""
     high: float | None = None
     invalid: int = 0
-    """Pixels of which a value is not a measurement: NaN, infinity, nodata."""
+    """Number of pixels with a value that is not a measurement: NaN, infinity, nodata."""
     nodata: float | None = None
-    """What the file's own tag says."""
+    """The nodata value of the file's own tag."""
     shared: dict[float, int] = Field(default_factory=dict)
-    """The least or greatest value → pixels, where many share it and the others are far from it."""
+    """The smallest or largest value → pixels, if many share it and the others are far from it."""
     digest: str = ""
-    """Of the pixels of the first modality, so that one picture under two names is noticed."""
+    """Hash of the pixels of the first modality, to find one picture under two names."""
     is_turned: bool = False
-    """Has an EXIF rotation, which we ignore."""
+    """Whether it has an EXIF rotation, which is ignored."""
     pixels: dict[int, int] = Field(default_factory=dict)
-    """Class (255: ignored) → pixels, of a label."""
+    """Class (255: ignored) → pixels, for a label."""
 
 
 class _CacheLine(Strict):
-    """One line of the cache."""
+    """A line of the cache."""
 
     path: str
     size: int
     mtime_ns: int
     role: str
-    """What decides the facts, beside the file."""
+    """The settings that affect the facts, besides the file."""
     is_whole: bool
-    """The file was decoded, not only its header read."""
+    """Whether the file was decoded, not only its header read."""
     facts: FileFacts
 
 
 class Reader:
-    """Reads files for the check, and remembers what they hold.
+    """Reads files for the check, and caches their facts.
 
     Args:
         root: the data root.
         info: the data set.
-        headers_only: do not decode the modalities' files (labels always are).
+        headers_only: do not decode the modalities' files (labels are always decoded).
         max_pixels: larger pictures are refused from their headers.
     """
 
@@ -102,14 +103,14 @@ class Reader:
         self._label_role = f"label {_fingerprint(info)}"
 
     def frame(self, path: str, modality: Modality) -> FileFacts:
-        """One file of a modality.
+        """The facts of a modality's file.
 
         Args:
             path: relative to the root.
-            modality: what the file belongs to.
+            modality: of the file.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
             DataError: it cannot be used; the message starts with ``path``.
         """
         is_first = modality.name == self.info.modalities[0].name
@@ -120,14 +121,14 @@ class Reader:
         return self._facts(path, role, "header" if self.headers_only else "frame", modality)
 
     def label(self, path: str) -> FileFacts:
-        """A label; otherwise as :meth:`frame`."""
+        """The facts of a label; otherwise as :meth:`frame`."""
         return self._facts(path, self._label_role, "label", None)
 
     def save(self, *, is_complete: bool) -> None:
-        """Write the cache, if anything is new.
+        """Write the cache, if it has changed.
 
         Args:
-            is_complete: all files were looked at; what the cache knows of others is forgotten.
+            is_complete: all files were checked; entries for other files are removed.
         """
         kept = self._new if is_complete else self._old | self._new
         if kept == self._old:
@@ -135,13 +136,13 @@ class Reader:
         text = "".join(documents.to_json(kept[key].model_dump(exclude_defaults=True)) + "\n" for key in sorted(kept))
         try:
             atomic.write_text(self._place, text, fsync=False)
-        except EnvironmentFault:  # the cache saves time; whether the manifest can be written is told by its writing
+        except EnvironmentFault:  # the cache only saves time; writing the manifest reports such errors
             return
 
     def _facts(
         self, path: str, role: str, how: Literal["header", "frame", "label"], modality: Modality | None
     ) -> FileFacts:
-        """Remembered facts, or those of the file."""
+        """Cached facts, or those of the file."""
         status = os.stat(f"{self.root}/{path}")  # noqa: PTH116  (text is three times as fast, for 40,000 files)
         is_whole = how != "header"
         line = self._old.get((path, role))
@@ -161,7 +162,7 @@ class Reader:
         return line.facts
 
     def _read(self, path: Path, how: Literal["header", "frame", "label"], modality: Modality | None) -> FileFacts:
-        """Look into a file."""
+        """Read the facts from a file."""
         header = images.header(path)
         images.refuse_size(path, header, max_pixels=self.max_pixels)
         form = FileFacts(
@@ -199,7 +200,7 @@ class Reader:
 def _values(
     array: npt.NDArray[Any], modality: Modality, *, tag: float | None, hidden: npt.NDArray[np.bool_] | None
 ) -> dict[str, object]:
-    """What the valid values of a frame amount to, as fields of :class:`FileFacts`."""
+    """Facts about the valid values of a frame, as fields of :class:`FileFacts`."""
     invalid = decode.find_invalid(array, modality, tag=tag, hidden=hidden)
     taken = _taken(array, modality)
     if invalid is None:
@@ -214,17 +215,17 @@ def _values(
 
 
 def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, int]:
-    """The least or the greatest value, if many pixels share it and all others lie far from it, or it is a depth of 0.
+    """The smallest or largest value, if many pixels share it and all others are far from it, or if it is a depth of 0.
 
-    Saturated sensors give such values, and those that say "nothing" by 0 or 65535. Light, and the background of sparse
-    sensors, look the same and are meant: only dense measurements are looked at.
+    Saturated sensors give such values, and those that use 0 or 65535 for "nothing". Light, and the background of sparse
+    sensors, look the same but are real values, so only dense measurements are checked.
 
     Args:
-        values: of a frame, valid ones, of any shape.
-        modality: whose.
+        values: valid values of a frame, of any shape.
+        modality: of the frame.
 
     Returns:
-        Value → how many pixels have it.
+        Value → number of pixels with it.
     """
     if modality.kind not in DENSE:
         return {}
@@ -232,7 +233,7 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
     many = {end: count for end, count in shares.items() if count >= SHARED * values.size}
     if not many:
         return {}
-    # Without both: a sensor may say "too near" by 0 and "too far" by 65535.
+    # Without both extremes: a sensor may use 0 for "too near" and 65535 for "too far".
     others = values[~np.isin(values, list(many))].ravel()
     if others.size < FEWEST:
         return {}
@@ -251,12 +252,12 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
 
 
 def _is_no_depth(value: float, modality: Modality) -> bool:
-    """Whether depth cameras write a value where they measured nothing: nothing has a distance of 0."""
+    """Whether the value means that a depth camera has no measurement, because nothing has a distance of 0."""
     return modality.kind == "depth" and value == 0
 
 
 def _taken(array: npt.NDArray[Any], modality: Modality) -> npt.NDArray[Any]:
-    """The channels that become the frame: alpha's constant 255 says nothing of the range."""
+    """The channels of the frame; alpha's constant 255 would distort the range."""
     if array.ndim < 3:
         return array
     if modality.channels is not None and max(modality.channels) < array.shape[2]:
@@ -265,16 +266,16 @@ def _taken(array: npt.NDArray[Any], modality: Modality) -> npt.NDArray[Any]:
 
 
 def _fingerprint(info: DatasetInfo) -> str:
-    """What decides how a label is understood."""
+    """A hash of the settings that affect how a label is read."""
     rule = {"label": info.label.model_dump(mode="json"), "classes": len(info.classes), "palette": info.palette}
     return hashlib.sha256(documents.to_json([VERSION, rule]).encode()).hexdigest()[:16]
 
 
 def _cache_lines(path: Path) -> Iterable[_CacheLine]:
-    """The lines of a cache; of a damaged one, those that are whole."""
+    """The lines of a cache; if it is damaged, its complete lines."""
     try:
         values = documents.read_json_lines(path)
-    except DataError:  # there is none, or it is damaged: all files are read again
+    except DataError:  # missing or damaged: all files are read again
         return
     for value in values:
         try:
@@ -287,8 +288,8 @@ def raw_histogram(raw: npt.NDArray[Any], rule: LabelRule) -> dict[int, int]:
     """Class or 255 → pixels.
 
     Args:
-        raw: (H, W) whole numbers as stored, all of them legal.
-        rule: how each becomes a class; not of colors.
+        raw: (H, W) integers as stored, all of them valid.
+        rule: how each becomes a class; not for colors.
     """
     mapping = dict(rule.mapping)
     found: dict[int, int] = {}
@@ -299,27 +300,27 @@ def raw_histogram(raw: npt.NDArray[Any], rule: LabelRule) -> dict[int, int]:
 
 
 def class_histogram(label: npt.NDArray[np.uint8]) -> dict[int, int]:
-    """Class or 255 → pixels, of what the loader gives: (H, W) uint8."""
+    """Class or 255 → pixels, of the loader's result: (H, W) uint8."""
     return _value_counts(label)
 
 
 def refuse_changed(path: Path, before: Mapping[int, int], after: Mapping[int, int]) -> None:
-    """See that reading a label kept every pixel's class.
+    """Check that reading a label kept every pixel's class.
 
     Raises:
-        LawBroken: the histograms differ; names the file and the first class.
+        LawBroken: the histograms differ; the message names the file and the first class.
     """
     if before == after:
         return
     first = min(index for index in {*before, *after} if before.get(index, 0) != after.get(index, 0))
     raise LawBroken(
-        f"{shown(path)}: class {first} has {before.get(first, 0)} pixels in the file and {after.get(first, 0)} as it "
-        "is read; do not train on this, and report this bug"
+        f"{shown(path)}: class {first} has {counted(before.get(first, 0), 'pixel')} in the file and "
+        f"{after.get(first, 0)} as it is read; do not train on this, and report this bug"
     )
 
 
 def _value_counts(values: npt.NDArray[Any]) -> dict[int, int]:
-    """Value → how often."""
+    """Value → number of pixels."""
     if values.dtype == np.uint8 or (values.dtype == np.uint16 and values.size >= RAW_VALUES):
         counts = np.bincount(values.ravel())
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -329,7 +330,7 @@ def _value_counts(values: npt.NDArray[Any]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of fault."""
+    """A kind of problem."""
 
     kind: str
     count: int
@@ -343,31 +344,31 @@ class Problem:
 
     @property
     def heading(self) -> str:
-        """How many, and how many of them are named: ``3``, or ``25, the first 10``."""
+        """The number, and the number of named ones: ``3``, or ``25, the first 10``."""
         return f"{self.count:,}" + (f", the first {len(self.first)}" if len(self.first) < self.count else "")
 
     def to_json(self) -> dict[str, Any]:
-        """As ``--json`` shows it."""
+        """The object for ``--json``."""
         return {"kind": self.kind, "count": self.count, "first": list(self.first)}
 
 
 @dataclass(frozen=True)
 class StoredForm:
-    """One form in which a modality's files are stored."""
+    """A form in which a modality's files are stored."""
 
     dtype: str
     channels: int
     scenes: int
     low: float | None
-    """The least and the greatest valid value in all files; None where headers alone were read."""
+    """The smallest and the largest valid value in all files; None if only headers were read."""
     high: float | None
     pixels: int = 0
-    """In all files."""
+    """Number of pixels in all files."""
     invalid: int = 0
-    """Pixels that are no measurement: NaN, infinity, nodata."""
+    """Number of pixels without a measurement: NaN, infinity, nodata."""
 
     def to_json(self) -> dict[str, Any]:
-        """As ``--json`` shows it."""
+        """The object for ``--json``."""
         return {
             "dtype": self.dtype,
             "channels": self.channels,
@@ -380,7 +381,7 @@ class StoredForm:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A scene that is left out, and why."""
+    """A scene that is left out, with the reason."""
 
     scene: Scene
     reasons: tuple[str, ...]
@@ -391,11 +392,11 @@ class Dropped:
 
 
 class Oddities:
-    """Gathers what scenes hold, and says what is strange about it.
+    """Collects facts about scenes, and reports what is unusual.
 
     Args:
         info: of the data set.
-        max_pixels: what other commands take.
+        max_pixels: the limit of the other commands.
     """
 
     def __init__(self, info: DatasetInfo, *, max_pixels: int) -> None:
@@ -411,7 +412,7 @@ class Oddities:
         self._strangers: Counter[str] = Counter()
 
     def add(self, scene: Scene, frames: Mapping[str, FileFacts], label: FileFacts | None) -> None:
-        """Take in one scene: its modalities' facts, and its label's."""
+        """Add a scene: the facts of its modalities, and of its label."""
         for name, facts in frames.items():
             self._add_form(name, facts)
             self._add_size(scene.files[name][0], facts)
@@ -432,14 +433,14 @@ class Oddities:
                 self._strangers[scene.label] = label.pixels[IGNORE]
 
     def stored(self) -> dict[str, tuple[StoredForm, ...]]:
-        """Modality → the forms of its files, the commonest first."""
+        """Modality → the forms of its files, the most common first."""
         return {
             modality.name: tuple(sorted(self._forms[modality.name].values(), key=lambda form: -form.scenes))
             for modality in self.info.modalities
         }
 
     def lines(self) -> Iterator[str]:
-        """All that is odd, a line each."""
+        """All warnings, a line each."""
         for modality in self.info.modalities:
             forms = self.stored()[modality.name]
             yield from _of_modality(modality, forms)
@@ -452,7 +453,8 @@ class Oddities:
             yield f"{_some(self._blank)} no valid pixel at all: every one is nodata or not finite"
         if self._strangers:
             pixels = sum(self._strangers.values())
-            yield f"{_some(list(self._strangers))} colors of no class ({pixels} pixels in all), which are ignored"
+            ignored = f"({counted(pixels, 'pixel')} in all), which are ignored"
+            yield f"{_some(list(self._strangers))} colors of no class {ignored}"
         if self._large:
             yield (
                 f"{_some(list(self._large))} more pixels than the other commands take; let them with "
@@ -461,13 +463,13 @@ class Oddities:
         yield from self._twins()
 
     def remarks(self) -> Iterator[str]:
-        """What was declared not to be a measurement, a line for each sensor."""
+        """Lines on values declared as nodata, one for each sensor."""
         for modality in self.info.modalities:
             if modality.nodata:
                 yield from self._gaps(modality, self.stored()[modality.name])
 
     def _gaps(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
-        """How much of a sensor is not a measurement."""
+        """The share of a sensor without a measurement."""
         gone, pixels = sum(form.invalid for form in forms), sum(form.pixels for form in forms)
         if gone:
             values = sorted({*self._tags[modality.name], *modality.nodata})
@@ -475,12 +477,12 @@ class Oddities:
                 f"nodata {', '.join(f'{value:.7g}' for value in values)}, NaN, infinity" if values else "NaN, infinity"
             )
             yield (
-                f"'{modality.name}': {gone} of {pixels} pixels ({100 * gone / pixels:.2g} %) are no measurement "
-                f"({which}): they have no part in range, mean and deviation, and are 0 after normalization"
+                f"'{modality.name}': {gone} of {counted(pixels, 'pixel')} ({100 * gone / pixels:.2g} %) are no "
+                f"measurement ({which}): they have no part in range, mean and deviation, and are 0 after normalization"
             )
 
     def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
-        """What is not a measurement though nobody declared it, and what may be none."""
+        """Missing measurements that were not declared, and values that may be missing measurements."""
         name, pixels = modality.name, sum(form.pixels for form in forms)
         if not modality.nodata:
             yield from self._gaps(modality, forms)
@@ -492,17 +494,17 @@ class Oddities:
                 else "far from all others"
             )
             yield (
-                f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, {why}; if that "
-                f"is not a measurement, prepare with --nodata {name}={value:.7g}"
+                f"'{name}': {count} of {counted(pixels, 'pixel')} ({100 * count / pixels:.2g} %) hold {value:.7g}, "
+                f"{why}; if that is not a measurement, prepare with --nodata {name}={value:.7g}"
             )
 
     def _add_size(self, path: str, facts: FileFacts) -> None:
-        """Note a picture that was read because ``--max-pixels`` allows it here."""
+        """Record a picture that is larger than the other commands' limit."""
         if facts.height * facts.width > self.max_pixels:
             self._large[path] = facts.height * facts.width
 
     def _add_form(self, name: str, facts: FileFacts) -> None:
-        """Count a file's form and widen its range."""
+        """Count a file's form and extend its range."""
         key = (facts.dtype, facts.channels)
         old = self._forms[name].get(key, StoredForm(*key, scenes=0, low=None, high=None))
         lows = [end for end in (old.low, facts.low) if end is not None]
@@ -517,22 +519,22 @@ class Oddities:
         )
 
     def _twins(self) -> Iterator[str]:
-        """One picture in two splits, under two names."""
+        """Pictures that are in two splits under two names."""
         found = [scenes for scenes in self._pictures.values() if len({scene.split for scene in scenes}) > 1]
         if found:
             one_each = {scene.split: scene for scene in reversed(found[0])}  # the first of each split
             pair = [scene for scene in found[0] if scene is one_each[scene.split]][:2]
             first = " and ".join(f"{shown(scene.id)} ({scene.split})" for scene in pair)
             name = self.info.modalities[0].name
-            yield f"{len(found)} pictures ('{name}') occur in more than one split, such as {first}"
+            yield f"{counted(len(found), 'picture')} of '{name}' in more than one split, such as {first}"
 
 
 def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[str]:
-    """What is odd about one modality's files."""
+    """Warnings about one modality's files."""
     name = modality.name
     if len(forms) > 1:
-        counts = ", ".join(f"{form.scenes} of {form.dtype} in {form.channels} channel(s)" for form in forms)
-        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled alike"
+        counts = ", ".join(f"{form.scenes} of {form.dtype} in {counted(form.channels, 'channel')}" for form in forms)
+        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled in the same way"
         yield f"'{name}' is stored in several ways ({counts}); {scaled}"
     elif any(form.channels == 4 for form in forms) and modality.channels is None and modality.bands is None:
         yield f"'{name}' has an alpha channel, which is dropped"
@@ -540,7 +542,7 @@ def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[
         if form.low is None or form.high is None:
             continue
         if form.low == form.high:
-            yield f"'{name}' holds nothing but {form.low:g}"
+            yield f"'{name}' contains only {form.low:g}"
         elif form.dtype == "uint16" and form.high <= BYTE and modality.scale is None:
             yield (
                 f"'{name}' is stored in 16 bits, but no value is above {form.high:g}: divided by 65535 it is nearly "
@@ -555,12 +557,12 @@ def _some(paths: list[str]) -> str:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found."""
+    """The result of a check."""
 
     dataset: str
     root: Path
     scenes: tuple[Scene, ...]
-    """All, or with ``drop_incomplete`` those that can be used."""
+    """All scenes; with ``drop_incomplete`` only the usable ones."""
     modalities: tuple[str, ...]
     classes: tuple[str, ...]
     problems: tuple[Problem, ...]
@@ -569,20 +571,20 @@ class CheckReport:
     pixels: dict[str, tuple[int, ...]]
     """Split → labeled pixels per class, and then the ignored ones."""
     stored: dict[str, tuple[StoredForm, ...]] = field(default_factory=dict)
-    """Modality → the forms of its files, the commonest first."""
+    """Modality → the forms of its files, the most common first."""
     dropped: tuple[Dropped, ...] = ()
     published: dict[str, int] = field(default_factory=dict)
-    """Scenes per split as published; empty for data sets of one's own."""
+    """Scenes per split as published; empty for the user's own data sets."""
     notes: tuple[str, ...] = ()
-    """What was assumed before the check; said already."""
+    """Assumptions made before the check; already printed."""
     remarks: tuple[str, ...] = ()
-    """What is as it was declared, or as every rig has it: to be known, and no reason to do anything."""
+    """Remarks for information, which need no action."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
     offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of files that pair by time: sensor (and ``labels``) → nanoseconds behind the first sensor, one per scene."""
+    """For files that pair by time: sensor (and ``labels``) → nanoseconds after the first sensor, one per scene."""
     laws: Laws = field(default_factory=dict)
-    """What was taken in is what is given out, or said to be left out."""
+    """The checked laws: every scene is in the result or listed as left out."""
 
     @property
     def splits(self) -> dict[str, int]:
@@ -590,7 +592,7 @@ class CheckReport:
         return count_splits(self.scenes)
 
     def to_json(self) -> dict[str, Any]:
-        """The facts under the keys that ``memorysam prepare --json`` documents."""
+        """The facts under the keys of ``memorysam prepare --json``."""
         strays = self.strays or Problem("stray", 0, ())
         return {
             "dataset": self.dataset,

@@ -1,12 +1,12 @@
-"""What ``memorysam predict SCENES`` means: four ways to lay out scenes, none of them guessed.
+"""The scenes of ``memorysam predict SCENES``: five layouts, none of them guessed.
 
 (a) a prepared data set: the data root, or the data set's folder;
-(b) a folder with one sub-folder per modality, the same file names inside, at any depth;
-(c) a folder with one sub-folder per scene, at any depth, holding one file per modality, named as the modality;
+(b) a folder with one sub-folder per modality, with the same file names, at any depth;
+(c) a folder with one sub-folder per scene, at any depth, with one file per modality, named as the modality;
 (d) one such scene folder;
-(e) the layout of ``prepare folder``, given anew or remembered on the weights' card: a recording of the same rig.
+(e) the layout of ``prepare folder``, from options or the weights' card: a recording by the same sensors.
 
-A tree that can be read in two ways is refused, and both are shown.
+A tree that can be read in two ways is refused; the message shows both.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from memorysam_cli.data.own.patterns import OURS, Match, Pattern, pair_by_name, 
 from memorysam_cli.dataset import Layout
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown, typed
 
 NAMED = 6
-"""Unknown names that a message lists."""
+"""Number of unknown names in a message."""
 PARTS = ("_sin", "_cos")
-"""Endings of the two files of an angle, in their order."""
+"""Suffixes of the names of an angle's two files, in their order."""
 BESIDE = {
     ".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".log", ".html", ".pdf", ".py", ".ipynb", ".ini",
     ".db", ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".aux", ".cpg", ".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z",
     ".rar", ".mp4", ".avi", ".bag",
 }  # fmt: skip
-"""Suffixes of what lies beside pictures; any other file that is named as a sensor's is one, readable or not."""
+"""Suffixes of files that are never pictures; any other file named like a sensor is one, readable or not."""
 
 Files = dict[str, tuple[str, ...]]
 """Modality → paths."""
 Role = tuple[str, str]
 """A modality, and the part of it: one of PARTS, or "" for all of it."""
 Tree = Mapping[str, list[str]]
-"""Folder → the names of its image files; paths relative to the top, which is ""."""
+"""Folder → the names of its image files; paths relative to the top folder, which is ""."""
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -53,29 +53,29 @@ class PredictionInputs:
     """The scenes to predict."""
 
     root: Path
-    """What the scenes' paths are relative to."""
+    """The folder to which the scenes' paths are relative."""
     scenes: tuple[Scene, ...]
-    """Each has at least one modality; ids are unique, and name the outputs."""
+    """Each has at least one modality; ids are unique, and give the outputs their names."""
     notes: tuple[str, ...]
-    """What must be said once, such as a modality that is missing."""
+    """Messages to print once, such as a missing modality."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to understand a tree."""
+    """A way to understand a tree."""
 
     what: str
-    """For the message on an ambiguous tree."""
+    """Its description, for the message about an ambiguous tree."""
     scenes: dict[str, Files]
-    """Scene id → its files, modalities in the wanted order."""
+    """Scene id → its files, modalities in the requested order."""
     unknown: tuple[str, ...]
-    """Names beside the known ones that stand for no modality."""
+    """Names beside the known ones that are not modalities."""
     others: tuple[str, ...] = ()
-    """Paths of files in the scenes' folders that are no picture, or stand for one that is there."""
+    """Files in the scenes' folders that are not pictures, or that duplicate a used one."""
     is_by_number: bool = False
     """The files of a scene have the same number, not the same name."""
     notes: tuple[str, ...] = ()
-    """How it was read, where that is no way of its own names."""
+    """A remark on how it was read, if necessary."""
 
 
 def discover(
@@ -92,18 +92,18 @@ def discover(
 
     Args:
         path: SCENES.
-        modalities: those wanted, in the order of the memory.
-        aliases: modality → the name that its files or folder have here (``--map img=rgb``).
+        modalities: the requested ones, in the order of the memory.
+        aliases: modality → its name in these files or folders (``--map img=rgb``).
         split: only this split of a prepared data set.
         dataset: the weights' data set, preferred where several are prepared.
-        layout: the patterns of one's own sensors.
-        is_asked: the layout was given for these scenes: all its patterns must match, and nothing else is looked for.
-            Otherwise it is the one that the weights remember, and counts where it fits.
+        layout: the patterns of the user's own sensors.
+        is_asked: the layout was given for these scenes: all its patterns must match, and no other layout is tried.
+            Otherwise it is the one stored in the weights, and is used if it fits.
 
     Raises:
-        DataError: nothing to predict, an ambiguous tree, files that do not pair, unknown names where a modality is
-            missing, two scenes with one id.
-        UsageError: an alias for a modality that is not wanted, or a split of scenes that are not prepared.
+        DataError: nothing to predict, an ambiguous tree, files that do not pair, unknown names while a modality is
+            missing, two scenes with the same id.
+        UsageError: an alias for a modality that is not used, or a split of scenes that are not prepared.
     """
     aliases = dict(aliases or {})
     for name in aliases:
@@ -136,18 +136,22 @@ def is_prepared(path: Path, *, dataset: str | None = None) -> bool:
     """Whether SCENES means the scenes of a manifest.
 
     Raises:
-        DataError: the manifest is damaged, or there are several and none is the weights' data set.
+        DataError: the manifest is damaged, or there are several and none belongs to the weights' data set.
     """
     return _prepared(path, dataset=dataset) is not None
 
 
 def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
-    """The prepared data set that ``path`` is the root or the folder of."""
+    """The prepared data set of ``path``: its root, its folder, or the folder of its manifest."""
+    named = manifests.named_by(path)
+    if named is not None:
+        return manifests.read(*named)
     here = manifests.prepared(path)
     if here:
         if dataset not in here and len(here) > 1:
             raise DataError(
-                f"{path}: holds {', '.join(here)}, but not the weights' '{dataset}'; give the folder of one of them"
+                f"{path}: {len(here)} data sets are prepared there, and none is the weights' '{dataset}'; give the "
+                f"folder of one: {', '.join(typed(manifests.folder(path, name)) for name in here)}"
             )
         return manifests.read(path, dataset if dataset in here else here[0])
     for place in (path.absolute(), path.resolve()):
@@ -159,17 +163,17 @@ def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
 
 
 def _covers(path: Path, *, root: Path, dataset: str) -> bool:
-    """Whether ``path`` is a prepared data set's folder, or holds nothing but it (below the data root)."""
+    """Whether ``path`` is a prepared data set's folder, or contains only it (below the data root)."""
     try:
         return (root / manifests.read_info(root, dataset).root).is_relative_to(path)
-    except DataError:  # somewhere above lies a broken manifest that nobody asked for
+    except DataError:  # a broken manifest in a parent folder does not matter
         return False
 
 
 def _of_manifest(
     manifest: Manifest, wanted: Mapping[str, str], *, split: str | None, dataset: str | None
 ) -> PredictionInputs:
-    """A prepared data set's scenes with the wanted modalities."""
+    """A prepared data set's scenes with the requested modalities."""
     chosen = manifest.scenes if split is None else manifest.of_split(split)
     scenes = tuple(
         replace(scene, files={name: scene.files[here] for name, here in wanted.items() if here in scene.files})
@@ -184,7 +188,7 @@ def _of_manifest(
 
 
 def _refuse_unprepared(path: Path) -> None:
-    """Refuse a known data set that is not prepared: its folders are not named as its modalities."""
+    """Refuse a known data set that is not prepared, because its folders do not have the names of its modalities."""
     layout = published_in(path)
     if layout is not None:
         raise DataError(
@@ -194,7 +198,8 @@ def _refuse_unprepared(path: Path) -> None:
 
 
 def _chosen(path: Path, wanted: Mapping[str, str], remembered: Reading | None) -> Reading:
-    """A remembered layout where it has all sensors; else the tree's own reading, or the layout where there is none."""
+    """The stored layout if all its sensors are there; else the tree's own layout, or the stored one if there is
+    none."""
     if remembered is None:
         return _only_reading(path, wanted)
     if all(set(wanted) <= set(files) for files in remembered.scenes.values()):
@@ -210,7 +215,7 @@ def _chosen(path: Path, wanted: Mapping[str, str], remembered: Reading | None) -
 
 
 def _of_layout(path: Path, layout: Layout, modalities: Sequence[str], *, is_asked: bool) -> Reading | None:
-    """A new recording by the patterns of ``prepare folder``; None where none of them matches a file.
+    """A new recording by the patterns of ``prepare folder``; None if none of them matches a file.
 
     Raises:
         DataError: one matches none, though it was given for this recording; or the files do not pair.
@@ -240,7 +245,7 @@ def _of_layout(path: Path, layout: Layout, modalities: Sequence[str], *, is_aske
     except DataError:
         if is_asked or layout.pair == "nearest":
             raise
-        return None  # not as remembered
+        return None  # not as stored
     scenes: dict[str, Files] = {}
     for row in paired.rows:
         whole = {name: roles for name, roles in parts.items() if all(role in row for role in roles)}
@@ -267,7 +272,7 @@ def _unread(path: Path, layout: Layout) -> tuple[str, ...]:
 
 
 def _only_reading(path: Path, wanted: Mapping[str, str]) -> Reading:
-    """The one way in which the tree can be read."""
+    """The only way in which the tree can be read."""
     found = _readings(path, wanted)
     if len(found) > 1:
         ways = " or as ".join(reading.what for reading in found)
@@ -278,7 +283,7 @@ def _only_reading(path: Path, wanted: Mapping[str, str]) -> Reading:
 
 
 def _why_none(path: Path, wanted: Mapping[str, str]) -> str:
-    """What was looked for in a tree without a scene, what is there, and what to do."""
+    """The message for a tree without a scene: what was expected, what was found, and what to do."""
     unread = [
         f"{inside}/{name}" if inside else name
         for inside, names in walk(path)
@@ -305,7 +310,7 @@ def _readings(path: Path, wanted: Mapping[str, str]) -> list[Reading]:
 
 
 def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str]) -> None:
-    """Refuse a folder that has the name of a modality's image: the scene would seem to lack that modality."""
+    """Refuse a folder with the name of a modality's image, because the scene would seem to lack that modality."""
     for inside in folders:
         name = PurePosixPath(inside).name
         if _is_image(name) and _role(_stem(name), wanted) is not None:
@@ -313,7 +318,7 @@ def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str
 
 
 def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:
-    """A sub-folder per modality; a scene is called as the file of its first modality."""
+    """A sub-folder per modality; a scene has the name of its first modality's file."""
     sources: dict[str, dict[str, str]] = {}
     unreadable: dict[str, dict[str, str]] = {}
     unknown: dict[str, None] = {}
@@ -341,26 +346,27 @@ def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:
         first = PurePosixPath(next(iter(files.values()))[0])
         _put(scenes, str(PurePosixPath(*first.parts[1:]).with_suffix("")), files)
     folders = ", ".join(f"{top}/" for top in sources)
-    what = f"one folder per modality ({folders}; {len(scenes)} scenes, such as {next(iter(scenes))})"
+    what = f"one folder per modality ({folders}; {counted(len(scenes), 'scene')}, such as {next(iter(scenes))})"
     yield Reading(what, scenes, tuple(unknown), _others(everything, scenes), pairing.is_by_number)
 
 
 def _with_unreadable(
     sources: dict[str, dict[str, str]], unreadable: Mapping[str, Mapping[str, str]]
 ) -> tuple[dict[str, dict[str, str]], Pairing]:
-    """Pair the files; those that cannot be read are a scene's, too, where they pair: it does not lack that sensor."""
+    """Pair the files; unreadable files belong to a scene if they pair, so that the scene does not seem to lack the
+    sensor."""
     tops = [*sources, *(top for top in unreadable if top not in sources)]
     both = {top: {**unreadable.get(top, {}), **sources.get(top, {})} for top in tops}
     try:
         pairing = pair(both)
-    except DataError:  # among them is something else
+    except DataError:  # some of them are something else
         return sources, pair(sources)
     rows = [row for row in pairing.rows if any(key in sources.get(top, {}) for top, key in row.items())]
     return both, Pairing(rows, pairing.is_by_number)
 
 
 def _per_scene(tree: Tree, wanted: Mapping[str, str], *, own_name: str) -> Iterator[Reading]:
-    """The folder itself is a scene; and, another reading, folders below it are."""
+    """The folder itself is a scene; another way to read it: the folders below it are scenes."""
     scenes: dict[str, Files] = {}
     unknown: dict[str, dict[str, None]] = {}
     everything: dict[str, list[str]] = {}
@@ -383,7 +389,7 @@ def _per_scene(tree: Tree, wanted: Mapping[str, str], *, own_name: str) -> Itera
         here = {own_name: files}
         yield Reading(f"one scene ({listed})", here, tuple(unknown.pop("")), _others(everything.pop(""), here))
     if scenes:
-        what = f"one folder per scene ({len(scenes)} scenes, such as {next(iter(scenes))}/)"
+        what = f"one folder per scene ({counted(len(scenes), 'scene')}, such as {next(iter(scenes))}/)"
         others = _others([path for paths in everything.values() for path in paths], scenes)
         yield Reading(what, scenes, tuple({name: None for names in unknown.values() for name in names}), others)
 
@@ -395,7 +401,7 @@ def _others(paths: Iterable[str], scenes: Mapping[str, Files]) -> tuple[str, ...
 
 
 def _role(text: str, wanted: Mapping[str, str]) -> Role | None:
-    """What a folder's or file's name stands for; case does not matter."""
+    """The modality of a folder's or file's name, ignoring case."""
     for modality, name in wanted.items():
         for part in ("", *PARTS):
             if text.casefold() == f"{name}{part}".casefold():
@@ -404,7 +410,7 @@ def _role(text: str, wanted: Mapping[str, str]) -> Role | None:
 
 
 def _files(named: Mapping[str, str], wanted: Mapping[str, str]) -> Files:
-    """Name → path becomes modality → paths, in the wanted order, an angle's two parts together."""
+    """Convert name → path into modality → paths, in the requested order, an angle's two parts together."""
     found: dict[Role, str] = {}
     for text, path in named.items():
         role = _role(text, wanted)
@@ -423,7 +429,7 @@ def _files(named: Mapping[str, str], wanted: Mapping[str, str]) -> Files:
 
 
 def _put(into: dict[Key, Value], key: Key, value: Value) -> None:
-    """Add an entry; two for one key are refused."""
+    """Add an entry; two entries for one key are refused."""
     if key in into:
         raise DataError(
             f"{_first_path(into[key])} and {_first_path(value)}: stand for the same thing; keep one of them"
@@ -447,12 +453,12 @@ def _is_image(name: str) -> bool:
 
 
 def _may_be_image(name: str) -> bool:
-    """Whether a file may be a picture in a form that is not read, by its name."""
+    """Whether a file may be a picture in an unsupported format, by its name."""
     return PurePosixPath(name).suffix.lower() not in BESIDE
 
 
 def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> None:
-    """Refuse unknown names where a modality is missing everywhere: one may be the other."""
+    """Refuse unknown names if a modality is missing everywhere: one may be the other."""
     found = {name for files in reading.scenes.values() for name in files}
     missing = [name for name in wanted if name not in found]
     sensors = [name for name in reading.unknown if not may_be_labels(name)]
@@ -465,18 +471,18 @@ def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> 
 
 
 def _base(name: str, others: Sequence[str]) -> str:
-    """An unknown name as ``--map`` takes it: of both parts of an angle, what they share."""
+    """An unknown name in the form of ``--map``: for both parts of an angle, their common part."""
     plain = [other.rstrip("/") for other in others]
     bases = [name.rstrip("/").removesuffix(part) for part in PARTS]
     return next((base for base in bases if all(f"{base}{part}" in plain for part in PARTS)), name.rstrip("/"))
 
 
 def _reading_notes(reading: Reading) -> list[str]:
-    """What must be said of a tree: what was not used, by suffix and count, and scenes that pair by number alone."""
+    """Remarks on a tree: unused files, by suffix and count, and scenes that pair by number only."""
     notes = list(reading.notes)
     notes += [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
     if reading.others:
-        files = "1 file is" if len(reading.others) == 1 else f"{len(reading.others)} files are"
+        files = counted(len(reading.others), "file", "is")
         notes.append(f"{files} not taken ({by_suffix(reading.others)}), such as {shown(reading.others[0])}")
     if reading.is_by_number:
         first = next(iter(reading.scenes.values()))
@@ -486,11 +492,11 @@ def _reading_notes(reading: Reading) -> list[str]:
 
 
 def _missing_notes(scenes: Sequence[Scene], modalities: Sequence[str]) -> list[str]:
-    """One note per modality that is missing in some scenes or in all."""
+    """A remark per modality that is missing in some scenes or in all."""
     notes = []
     for name in modalities:
         count = sum(name not in scene.files for scene in scenes)
         if count:
-            where = "no scene has" if count == len(scenes) else f"{count} of {len(scenes)} scenes lack"
-            notes.append(f"{where} '{name}'; predicting with the modalities that are there")
+            where = "no scene has" if count == len(scenes) else f"{count} of {counted(len(scenes), 'scene', 'lacks')}"
+            notes.append(f"{where} '{name}'; predicting with the other modalities")
     return notes

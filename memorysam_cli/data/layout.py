@@ -1,8 +1,9 @@
-"""How a published data set lies on disk: one declaration per data set, one engine for all.
+"""The files of a published data set: one declaration per data set, one implementation for all.
 
-A declaration (``data/datasets/<name>.py``) says where each modality's files and the labels may lie, as templates of
-whole path components below the data set's folder, what they mean, and which text files list the scenes of each split.
-Nothing is ever read off a part of a component or off the user's own folders: ``rain`` is in every ``train``.
+A declaration (``data/datasets/<name>.py``) has templates of whole path components below the data set's folder, for the
+files of each modality and for the labels. It also has their meaning, and the text files that list the scenes of each
+split. Information is never read from a part of a component or from the user's own folders, because ``rain`` is in every
+``train``.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.dataset import Color, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 MARKER = "memorysam-synthetic.json"
-"""Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
+"""File in a folder that ``prepare synthetic`` rendered; it has the arguments of the rendering."""
 DEPTH = 3
-"""How many folders below ROOT a data set is looked for."""
+"""Number of levels below ROOT that are searched for a data set."""
 SHOWN_SENSORS = 8
-"""Sensors that the expected tree lists; UrbanLF has 81."""
+"""Number of sensors in the printed expected tree; UrbanLF has 81."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """Where a data set's split lists lie, and what their lines are."""
+    """A data set's split lists, and the form of their lines."""
 
     folder: str = ""
-    """In which they lie, relative to the data set's; "" for the data set's own."""
+    """Folder of the lists, relative to the data set's; "" for the data set's own."""
     splits: tuple[str, ...] = SPLITS
     lines: tuple[str, ...] = ("{name}",)
-    """Templates; the first that a line matches gives its fields."""
+    """Templates; the first that matches a line gives its fields."""
     has_columns: bool = False
-    """Whether only a line's text up to the first blank or tab counts."""
+    """Whether only a line's text up to the first blank or tab is used."""
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -58,10 +59,10 @@ class Lists:
         return {split: f"{self.folder}/{split}.txt".lstrip("/") for split in self.splits}
 
     def read(self, folder: Path) -> list[Fields]:
-        """The fields of every line, ``split`` among them, in the order of the lists.
+        """The fields of every line, including ``split``, in the order of the lists.
 
         Raises:
-            DataError: there is no list, or one cannot be read, or a line has no known form.
+            DataError: there is no list, or one cannot be read, or a line has an unknown form.
         """
         present = {split: folder / path for split, path in self.files.items() if (folder / path).is_file()}
         if not present:
@@ -71,7 +72,7 @@ class Lists:
         return [{"split": split, **fields} for split, path in present.items() for fields in self._entries(path)]
 
     def _entries(self, path: Path) -> Iterator[Fields]:
-        """The fields of every line that is not empty."""
+        """The fields of every non-empty line."""
         lines = documents.read_text(path, limit=documents.MAX_JSON_BYTES).split("\n")
         forms = [compiled(text) for text in self.lines]
         for number, line in enumerate(lines, start=1):
@@ -91,24 +92,24 @@ class Lists:
 
 @dataclass(frozen=True)
 class Place:
-    """One place where the files of a modality, or the labels, may lie."""
+    """A possible place for the files of a modality, or for the labels."""
 
     templates: tuple[Template, ...]
-    """One, or an angle's two: sine, cosine."""
+    """One template, or an angle's two: sine, cosine."""
     reading: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the :class:`Modality` that are different for files that lie here."""
+    """Fields of the :class:`Modality` that are different for files at this place."""
     rule: LabelRule | None = None
-    """Of labels: how those that lie here are read, where it is not the layout's own rule."""
+    """For labels: how to read those at this place, if different from the layout's own rule."""
     counts: Mapping[str, int] | None = None
-    """Of labels: the published scenes per split of the data whose labels lie here."""
+    """For labels: the published scenes per split of the data with labels at this place."""
 
     @property
     def shown(self) -> str:
-        """The templates, for people."""
+        """The templates for messages."""
         return " + ".join(template.shown for template in self.templates)
 
     def is_in(self, tree: Tree) -> bool:
-        """Whether any file of this place exists."""
+        """Whether any file exists at this place."""
         return any(next(template.found_in(tree), None) is not None for template in self.templates)
 
 
@@ -121,27 +122,27 @@ def place(
 
 @dataclass(frozen=True)
 class Sensor:
-    """A modality and where its files may lie, the usual place first."""
+    """A modality and the possible places of its files, the usual place first."""
 
     modality: Modality
     places: tuple[Place, ...]
     is_optional: bool = False
-    """Then nothing is said where it is missing."""
+    """Whether nothing is reported if it is missing."""
 
     @property
     def shown(self) -> str:
-        """Its places, as a user reads them."""
+        """Its places, for messages."""
         return " or ".join(here.shown for here in self.places)
 
 
 def sensor(modality: Modality, *places: str | Place, is_optional: bool = False) -> Sensor:
-    """Declare a :class:`Sensor`; a place that is plain text is one template."""
+    """Declare a :class:`Sensor`; a plain text is a place with one template."""
     listed = tuple(place(each) if isinstance(each, str) else each for each in places)
     return Sensor(modality, listed, is_optional)
 
 
 class DataNotFound(DataError):
-    """The data are not there; carries the tree that is looked for."""
+    """The data do not exist; the exception has the expected tree."""
 
     def __init__(self, message: str, *, expected_tree: str) -> None:
         super().__init__(message)
@@ -149,12 +150,12 @@ class DataNotFound(DataError):
 
 
 class DataAmbiguous(DataError):
-    """A folder holds the data more than once."""
+    """A folder contains the data more than once."""
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What a folder has of a layout."""
+    """The parts of a layout that a folder has."""
 
     sensors: tuple[tuple[Modality, Place], ...]
     label: Place
@@ -162,70 +163,70 @@ class _Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetLayout:
-    """One data set: what it is, and how its folder looks."""
+    """A published data set: its description, and the layout of its folder."""
 
     name: str
     title: str
     published_at: str
     download_gb: float | None = None
-    """None where it is not known here."""
+    """None if unknown."""
     native_size: tuple[int, int] | None = None
-    """Height and width of its frames as published; None where there are several."""
+    """Height and width of its frames as published; None if there are several."""
     published_counts: Mapping[str, int]
     """Scenes per split as published."""
     published_groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """The same per condition and failure case, where they are known."""
+    """The same per condition and failure case, if known."""
     other_counts: tuple[Mapping[str, int], ...] = ()
-    """The same of other divisions of the same data."""
+    """The same for other divisions of the same data."""
     folder: str
-    """What the data set's folder is usually called."""
+    """The usual name of the data set's folder."""
     signs: tuple[tuple[str, ...], ...]
-    """A folder is the data set's own if it has, of each of these groups, one file or folder (templates)."""
+    """A folder belongs to the data set if it has one file or folder of each of these groups (templates)."""
     sensors: tuple[Sensor, ...]
-    """All that the data set may have; the first is the one without which there is no scene."""
+    """All sensors that the data set may have; every scene needs the first."""
     labels: tuple[Place, ...]
     rule: LabelRule = field(default_factory=LabelRule)
     classes: Mapping[str, Color]
     """Class → RGB color, in class order."""
     id: str
-    """Template of a scene's id; has the fields of all the others, but for the split where lists decide it."""
+    """Template of a scene's id; has all fields of the other templates, except the split if lists decide it."""
     lists: Lists | None = None
-    """The files that say which scene is in which split; without them ``{split}`` is a part of the paths."""
+    """The files that list the scenes of each split; without them ``{split}`` is a part of the paths."""
     unlabeled: tuple[str, ...] = ()
     """Splits whose labels are not published."""
     condition: str | None = None
     """Template of a scene's condition."""
     conditions: tuple[str, ...] = ()
     case: tuple[str, str] | None = None
-    """A field, and the pattern of it whose group ``case`` is the failure case."""
+    """A field, and a pattern for it whose group ``case`` is the failure case."""
     cases: tuple[str, ...] = ()
     crop: Crop | None = None
     antialias: bool = False
-    """Whether the published code antialiases where images shrink."""
+    """Whether the published code antialiases when images shrink."""
     notes: tuple[str, ...] = ()
-    """Lines below the expected tree."""
+    """Lines to print below the expected tree."""
     is_plain: bool = False
-    """Anyone's own data may well lie in such folders."""
+    """Whether the user's own data may have the same folders."""
 
     def info(self, folder: Path) -> DatasetInfo:
-        """What the data set is; modalities of which ``folder`` has no file at all are left out, but for the first."""
+        """The description of the data set, without modalities that have no file in ``folder``, except the first."""
         return self._info(self._choose(Tree(folder)))
 
     @cached_property
     def published_info(self) -> DatasetInfo:
-        """What the data set is with all modalities that it may have, without a folder."""
+        """The description with all modalities that the data set may have, without a folder."""
         return self._info(_Chosen(tuple((each.modality, each.places[0]) for each in self.sensors), self.labels[0]))
 
     @cached_property
     def expected_tree(self) -> str:
-        """Shown when the data are not found."""
+        """The expected tree, printed if the data are not found."""
         lines = [
             line
             for sensor in self.sensors[:SHOWN_SENSORS]
             for line in _tree_lines(sensor.places, f'modality "{sensor.modality.name}"')
         ]
         if len(self.sensors) > SHOWN_SENSORS:
-            lines.append(("…", f"{len(self.sensors) - SHOWN_SENSORS} more modalities"))
+            lines.append(("…", f"{counted(len(self.sensors) - SHOWN_SENSORS, 'more modality')}"))
         lines += _tree_lines(self.labels, "labels")
         if self.lists is not None:
             lines.append((", ".join(self.lists.files.values()), "the scenes of each split"))
@@ -235,17 +236,17 @@ class DatasetLayout:
         return "\n".join((f"{self.folder}/", *tree, *self.notes))
 
     def holds(self, folder: Path) -> bool:
-        """Whether a folder is the data set's own; cheap, and true of an incomplete one too."""
+        """Whether a folder belongs to the data set; fast, and also true for an incomplete one."""
         tree = Tree(folder)
         return all(any(compiled(text).is_in(tree) for text in group) for group in self.signs)
 
     def find(self, root: Path) -> Path:
-        """The data set's folder: ``root``, or the one folder at most three levels below it.
+        """The data set's folder: ``root``, or the only such folder at most three levels below it.
 
-        A rendered folder counts only where there is no other, so that synthetic scenes never pass for real ones.
+        A rendered folder counts only if there is no other, so that synthetic scenes are never mistaken for real ones.
 
         Raises:
-            DataNotFound: there is none; says where the data are published.
+            DataNotFound: there is none; the message says where the data are published.
             DataAmbiguous: there is more than one.
         """
         if not root.is_dir():
@@ -265,10 +266,10 @@ class DatasetLayout:
         return chosen[0]
 
     def survey(self, folder: Path, root: Path) -> list[Scene]:
-        """The scenes of a folder that holds the layout.
+        """The scenes of a folder with this layout.
 
         Raises:
-            DataError: there is none; names the pattern and two files that are there.
+            DataError: there is none; the message has the pattern and two existing files.
         """
         scenes = self.scenes(folder, root)
         if not scenes:
@@ -281,10 +282,11 @@ class DatasetLayout:
         return scenes
 
     def scenes(self, folder: Path, root: Path) -> list[Scene]:
-        """All scenes, paths relative to ``root``, each with every file it must have, there or not.
+        """All scenes, paths relative to ``root``, each with every file that it must have, existing or not.
 
-        Where folders decide the split, a scene is listed as soon as one of its files exists, ordered by id, so that the
-        check finds a label without an image just as an image without a label; where lists decide, the lists' order.
+        If folders decide the split, a scene is listed as soon as one of its files exists, sorted by id, so that the
+        check finds a label without an image as well as an image without a label. If lists decide, the scenes have the
+        lists' order.
 
         Raises:
             DataError: there is no list, or a list is damaged or leads out of the folder.
@@ -301,7 +303,7 @@ class DatasetLayout:
 
         Args:
             folder: the data set's.
-            scenes: all of them, from :meth:`scenes`, whatever their paths are relative to.
+            scenes: all of them, from :meth:`scenes`.
         """
         tree = Tree(folder)
         templates = self._templates(tree)
@@ -316,7 +318,7 @@ class DatasetLayout:
         return {f"{inside}/{name}" if inside else name for inside in own for name in tree.files(inside)}
 
     def published(self, scenes: Sequence[Scene]) -> Mapping[str, int]:
-        """The published scenes per split that these scenes are to be compared with."""
+        """The published scenes per split for a comparison with these scenes."""
         label = next((scene.label for scene in scenes if scene.label is not None), "")
         for each in self.labels:
             tail = each.templates[0].text.rpartition("/")[2]
@@ -327,10 +329,9 @@ class DatasetLayout:
         return next(same, self.published_counts)
 
     def remarks(self, scenes: Sequence[Scene]) -> list[str]:
-        """What is worth saying about the scenes that is no fault.
+        """Remarks on the scenes that are not problems.
 
-        A part of the published ones, modalities that are missing throughout, conditions and cases that the data set
-        does not have.
+        Only a part of the published scenes, modalities that are missing everywhere, unknown conditions and cases.
         """
         published = self.published(scenes)
         counts = {split: sum(scene.split == split for scene in scenes) for split in published}
@@ -357,7 +358,7 @@ class DatasetLayout:
         ]
 
     def _differing(self, scenes: Sequence[Scene], split: str) -> str:
-        """Which conditions and failure cases of a split are not as many as were published."""
+        """Conditions and failure cases of a split whose number of scenes differs from the published one."""
         there = Counter(name for scene in scenes if scene.split == split for name in (scene.condition, scene.case))
         published = self.published_groups.get(split, {})
         words = [f"{name} {there[name]} of {number}" for name, number in published.items() if there[name] != number]
@@ -380,12 +381,12 @@ class DatasetLayout:
         )
 
     def _templates(self, tree: Tree) -> list[Template]:
-        """Of all sensors and of the labels, in the form that a folder has."""
+        """The templates of all sensors and of the labels, for the form of a folder."""
         chosen = self._choose(tree)
         return [each for _, here in chosen.sensors for each in here.templates] + list(chosen.label.templates)
 
     def _choose(self, tree: Tree) -> _Chosen:
-        """Of every sensor the first place that has a file; those that have none are left out, but for the first."""
+        """For every sensor the first place with a file; sensors without files are left out, except the first."""
         sensors = []
         for each in self.sensors:
             here = next((where for where in each.places if where.is_in(tree)), None)
@@ -397,7 +398,7 @@ class DatasetLayout:
         return _Chosen(tuple(sensors), label)
 
     def _discover(self, tree: Tree, chosen: _Chosen) -> list[Fields]:
-        """The fields of every scene of which one file exists, ordered by id."""
+        """The fields of every scene with at least one file, sorted by id."""
         places = [*(here for _, here in chosen.sensors), chosen.label]
         order = compiled(self.id).fields
         found: dict[tuple[str, ...], Fields] = {}
@@ -424,7 +425,7 @@ class DatasetLayout:
         )
 
     def _case(self, fields: Fields) -> str | None:
-        """The failure case; a field of another form is its own case."""
+        """The failure case; a field of another form is itself the case."""
         if self.case is None:
             return None
         name, pattern = self.case
@@ -432,13 +433,13 @@ class DatasetLayout:
         return match["case"] if match else fields[name]
 
     def _fields(self, scene: Scene) -> Fields:
-        """The fields of one of our own scenes, back from its id."""
+        """The fields of one of our own scenes, from its id."""
         fields = compiled(self.id).match(scene.id)
         assert fields is not None  # the id was made by this template
         return {"split": scene.split, **fields}
 
     def _not_found(self, root: Path, what: str) -> DataNotFound:
-        """Nothing to prepare: where the data are published, and how large they are."""
+        """The message for missing data: where they are published, and their size."""
         size = "" if self.download_gb is None else f" ({self.download_gb:g} GB)"
         return DataNotFound(
             f"{root}: {what}; {self.title} is published at {self.published_at}{size}: unpack it there, or give the "
@@ -447,22 +448,22 @@ class DatasetLayout:
         )
 
     def _candidates(self, folder: Path, *, levels: int) -> Iterator[Path]:
-        """The folders that hold the layout, not looking inside those that do, nor into hidden ones."""
+        """The folders with this layout; does not search inside those, nor in hidden ones."""
         if self.holds(folder):
             yield folder
         elif levels:
             for below in subfolders(folder):
-                if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbors, some may be others' own
+                if os.access(folder / below, os.R_OK | os.X_OK):  # some neighbors may be unreadable
                     yield from self._candidates(folder / below, levels=levels - 1)
 
 
 def is_rendered(folder: Path) -> bool:
-    """Whether ``prepare synthetic`` made a data set's folder; its marker may lie one folder above (MCubeS)."""
+    """Whether ``prepare synthetic`` created a data set's folder; its marker may be one folder above (MCubeS)."""
     return any((here / MARKER).is_file() for here in (folder, folder.absolute().parent))
 
 
 def _own_folders(template: Template, tree: Tree) -> Iterator[str]:
-    """The folders that are a template's own: all below the fixed beginning of its path, or those that it matches."""
+    """The folders of a template: all below the fixed start of its path, or those that it matches."""
     fixed = template.text.partition("{")[0].rpartition("/")[0]
     if not fixed:
         yield from template.folders_in(tree)
@@ -472,5 +473,5 @@ def _own_folders(template: Template, tree: Tree) -> Iterator[str]:
 
 
 def _tree_lines(places: Sequence[Place], what: str) -> list[tuple[str, str]]:
-    """Lines of the expected tree: a path, and what lies there."""
+    """Lines of the expected tree: a path, and its content."""
     return [(each.shown, f"or {what}" if number else what) for number, each in enumerate(places)]

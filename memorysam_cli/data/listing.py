@@ -1,9 +1,9 @@
-"""Files by their names: what is in a folder, which fields a path has, and which files show the same scene.
+"""File names: listings, path templates with fields, and which files show the same scene.
 
-First listings: sorted, the same on every file system, hidden names left out. Then path templates such as
-``img/{condition}/{split}/{frame}_rgb_front.png``: whole path components, nothing else. A field matches inside one
-component; ``{split:train|test}`` says what it may be. A template that knows its fields gives a path, a path gives its
-fields back, and a folder gives all the fields that it has a file for. Then the pairing of folders that follow none.
+First listings: sorted, the same on every file system, without hidden names. Then path templates such as
+``img/{condition}/{split}/{frame}_rgb_front.png``, which match whole path components. A field matches inside one
+component; ``{split:train|test}`` lists its allowed values. A template can build a path from fields, read the fields of
+a path, and find the fields of all files in a folder. Then the pairing of folders without a template.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
-from memorysam_cli.text import few
+from memorysam_cli.text import counted, few
 
 LEFTOVERS = {"__MACOSX", "lost+found"}
-"""Beside the content of archives that macOS made, a second tree of the same names, of remarks on its files; and what
-repairs of a disk leave at its root, for its owner's eyes alone."""
+"""Folders that are skipped: macOS adds one to archives, with the same names for its metadata; repairs of a disk create
+one at its root that only its owner can read."""
 LABELS = re.compile(
     r"label|mask|annot|semantic|segm|groundtruth|gt(?:$|[0-9]|fine|coarse)|(?:truth|targets?|seg|anno?)$"
 )
-"""How names of labels begin; they are no sensor's."""
+"""Prefixes of the names of labels; sensors do not have them."""
 SHOWN_COLLISIONS = 10
-"""Pairs of names that a message shows."""
+"""Number of pairs of names in a message."""
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders directly inside a folder, sorted, hidden ones left out; none if there is no folder.
+    """The names of the folders directly in a folder, sorted, without hidden ones; none if the folder does not exist.
 
     Raises:
-        EnvironmentFault: it is there and cannot be looked into.
+        EnvironmentFault: it exists but cannot be read.
     """
     return _names(folder, lambda entry: entry.is_dir() and entry.name not in LEFTOVERS)
 
@@ -47,33 +47,33 @@ def files_in(folder: Path) -> list[str]:
 
 
 def _names(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
-    """What is in a folder, sorted, hidden names left out."""
+    """The names in a folder, sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_wanted(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:  # a sensor that cannot be seen is not one that is not there
+    except OSError as error:  # an unreadable sensor must not count as missing
         raise_shortage(error)
         raise EnvironmentFault(f"{folder}: cannot be listed ({error.strerror}); allow reading there") from error
 
 
 def relative(folder: Path, root: Path) -> PurePosixPath:
-    """``folder`` as seen from ``root``, with forward slashes."""
+    """``folder`` relative to ``root``, with forward slashes."""
     return PurePosixPath(folder.relative_to(root).as_posix())
 
 
 def walk(folder: Path, *, must_see: Callable[[str], bool] = lambda _: False) -> Iterator[tuple[str, list[str]]]:
     """Every folder below ``folder`` and itself, as a relative path ("" for itself), with its files' names.
 
-    Links to folders are followed, each folder is visited once; those that cannot be read are passed over.
+    Links to folders are followed, and each folder is visited once. Unreadable folders are skipped.
 
     Args:
-        folder: where to begin.
-        must_see: tells of a relative path whether what lies there is asked for: it is never passed over.
+        folder: where to start.
+        must_see: whether a folder, by its relative path, was requested; it is then never skipped.
 
     Raises:
-        EnvironmentFault: a folder that must be seen cannot be looked into.
+        EnvironmentFault: a requested folder cannot be read.
     """
     visited: set[Path] = set()
     waiting = [""]
@@ -87,7 +87,7 @@ def walk(folder: Path, *, must_see: Callable[[str], bool] = lambda _: False) -> 
             names, below = files_in(folder / inside), subfolders(folder / inside)
         except EnvironmentFault as error:
             if isinstance(error.__cause__, OSError):
-                raise_shortage(error.__cause__)  # what lies there counts: none may be missed for want of descriptors
+                raise_shortage(error.__cause__)  # all files count: none may be missed because descriptors run out
             if must_see(inside):
                 raise
             continue
@@ -96,19 +96,20 @@ def walk(folder: Path, *, must_see: Callable[[str], bool] = lambda _: False) -> 
 
 
 def sample_names(folder: Path, *, count: int = 2) -> list[str]:
-    """The first few files below a folder, as relative paths, to show what was seen."""
+    """The first few files below a folder, as relative paths, for a message."""
     found = (f"{inside}/{name}" if inside else name for inside, names in walk(folder) for name in names)
     return list(islice(found, count))
 
 
 def may_be_labels(name: str) -> bool:
-    """Whether a folder's or file's name is that of labels: ``gt``, ``masks/``, ``labelIds``, ``ground_truth``."""
+    """Whether a folder's or file's name is usual for labels: ``gt``, ``masks/``, ``labelIds``, ``ground_truth``."""
     words = re.findall(r"[a-z0-9]+", name.casefold())
     return any(LABELS.match(word) for word in (*words, "".join(words)))
 
 
 def by_suffix(names: Iterable[str]) -> str:
-    """Files by suffix and count, the most first: ``2 .bmp, 1 .txt, 1 without suffix``; as spelled, in any case."""
+    """Files by suffix and count, the most common first: ``2 .bmp, 1 .txt, 1 without suffix``; spelled as found, counted
+    ignoring case."""
     counts = Counter(PurePosixPath(name).suffix or "without suffix" for name in names)
     return ", ".join(
         f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
@@ -122,7 +123,7 @@ UNSAFE = frozenset({".", ".."})
 
 
 class Tree:
-    """A folder whose listings are read once, however many templates are looked for in it."""
+    """A folder whose listings are read once, for any number of templates."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,19 +131,19 @@ class Tree:
         self._files: dict[str, frozenset[str]] = {}
 
     def folders(self, inside: str) -> frozenset[str]:
-        """The names of the folders in a folder, which is relative ("" for the whole); hidden ones left out."""
+        """The names of the folders in a folder, given relative ("" for the whole); without hidden ones."""
         if inside not in self._folders:
             self._folders[inside] = frozenset(subfolders(self.folder / inside))
         return self._folders[inside]
 
     def files(self, inside: str) -> frozenset[str]:
-        """The names of the files in a folder; hidden ones left out."""
+        """The names of the files in a folder; without hidden ones."""
         if inside not in self._files:
             self._files[inside] = frozenset(files_in(self.folder / inside))
         return self._files[inside]
 
     def has(self, path: str) -> bool:
-        """Whether there is a file of this relative path."""
+        """Whether a file with this relative path exists."""
         place, _, name = path.rpartition("/")
         return name in self.files(place)
 
@@ -159,14 +160,14 @@ class Template:
     def __init__(self, text: str) -> None:
         self.text = text
         self.fields: tuple[str, ...] = tuple(match[1] for match in FIELD.finditer(text))
-        """Their names, from left to right."""
+        """The fields' names, from left to right."""
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
 
     @cached_property
     def _parts(self) -> tuple[tuple[str, re.Pattern[str] | None], ...]:
-        """Each component as text, and as a pattern where it has a field."""
+        """Each component as text, or as a pattern if it has a field."""
         return tuple((part, _pattern(part) if FIELD.search(part) else None) for part in self.text.split("/"))
 
     @cached_property
@@ -175,17 +176,17 @@ class Template:
 
     @cached_property
     def shown(self) -> str:
-        """For people: ``{a,b}`` for what a field may be, ``<name>`` for one that may be anything."""
+        """For messages: ``{a,b}`` for a field's allowed values, ``<name>`` for a field with any value."""
         return FIELD.sub(
             lambda match: f"<{match[1]}>" if match[2] is None else f"{{{match[2].replace('|', ',')}}}", self.text
         )
 
     def fill(self, fields: Mapping[str, str]) -> str:
-        """The path for all the template's fields."""
+        """The path for values of all fields."""
         return self._format.format_map(fields)
 
     def match(self, path: str) -> Fields | None:
-        """The fields of a path, or None if the path is not of this form, or leads out of the folder."""
+        """The fields of a path, or None if the path does not match, or leads out of the folder."""
         names = path.split("/")
         if len(names) != len(self._parts):
             return None
@@ -215,11 +216,11 @@ class Template:
                     yield {**fields, **match.groupdict()}
 
     def folders_in(self, tree: Tree) -> Iterator[str]:
-        """The folders in which files of this form may lie, as far as they exist."""
+        """The existing folders that may contain such files."""
         return (place for place, _ in self._places(tree, "", 0))
 
     def is_in(self, tree: Tree) -> bool:
-        """Whether a file or a folder of this form exists."""
+        """Whether such a file or folder exists."""
         last, pattern = self._parts[-1]
         for place, _ in self._places(tree, "", 0):
             names = tree.files(place) | tree.folders(place)
@@ -228,7 +229,7 @@ class Template:
         return False
 
     def _places(self, tree: Tree, place: str, depth: int) -> Iterator[tuple[str, Fields]]:
-        """Every folder that the template's folder part names, with the fields so far."""
+        """Every folder that matches the template's folder part, with the fields so far."""
         if depth == len(self._parts) - 1:
             yield place, {}
             return
@@ -252,7 +253,7 @@ def _pattern(part: str) -> re.Pattern[str]:
 
 
 Keys = dict[str, str]
-"""A file's own name (relative path without suffix) → the name that it pairs by."""
+"""A file's own name (relative path without suffix) → the name for pairing."""
 SEPARATORS = re.compile(r"[_\-. ]")
 NUMBER = re.compile(r"[0-9]+")
 
@@ -262,25 +263,25 @@ class Pairing:
     """Which files of several folders show the same scene."""
 
     rows: list[dict[str, str]]
-    """One per scene, sorted: folder → relative path without suffix. A folder may lack files of some scenes."""
+    """One entry per scene, sorted: folder → relative path without suffix. A folder may lack files of some scenes."""
     is_by_number: bool = False
-    """The names alone did not pair, but their numbers do, one to one: worth saying."""
+    """The files pair by number, not by name; this is reported."""
 
 
 def pair(sources: Mapping[str, Mapping[str, str]]) -> Pairing:
     """Pair the files of several folders, by their relative paths without suffix.
 
-    Where no two folders share a path, the names may carry the sensor's: ``000050_rgb_front`` and
-    ``000050_depth_front`` pair if cutting names at ``_ - .`` and blanks leaves exactly one part that is the same
-    throughout each folder, differs between folders, and is not a number. Else ``rgb_0001`` and ``frame1`` pair by
-    their numbers, if each folder's names differ in numbers alone and all folders have the very same ones: what begins
-    at 0 here and at 1 there would be a scene off.
+    If no two folders share a path, the names may contain the sensor's name. ``000050_rgb_front`` and
+    ``000050_depth_front`` pair if, after splitting names at ``_ - .`` and blanks, exactly one part is the same within
+    each folder, differs between folders, and is not a number. Otherwise ``rgb_0001`` and ``frame1`` pair by their
+    numbers, if the names of each folder differ only in numbers and all folders have exactly the same ones. (If one
+    folder begins at 0 and another at 1, every scene would be off by one.)
 
     Args:
         sources: folder → file's relative path without suffix → anything.
 
     Raises:
-        DataError: a folder has files, none of which pairs with any other folder's.
+        DataError: no file of a folder pairs with any other folder's.
     """
     for is_by_number, keys in _ways(sources):
         if keys and unpaired(keys) is None:
@@ -299,7 +300,7 @@ def pair(sources: Mapping[str, Mapping[str, str]]) -> Pairing:
 
 
 def _ways(sources: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[bool, dict[str, Keys]]]:
-    """The names that files may pair by, and whether these are numbers; the safest first."""
+    """The names for pairing, and whether these are numbers; the safest way first."""
     yield False, _exact(sources)
     yield False, _without_sensor(sources)
     yield True, _by_number(sources)
@@ -314,7 +315,7 @@ def unpaired(keys: Mapping[str, Mapping[str, str]]) -> str | None:
     """A folder that shares nothing with any other, if there are several.
 
     Args:
-        keys: folder → file's own name → the name that it pairs by.
+        keys: folder → file's own name → the name for pairing.
     """
     for folder, names in keys.items():
         others = {key for other, more in keys.items() if other != folder for key in more.values()}
@@ -324,17 +325,17 @@ def unpaired(keys: Mapping[str, Mapping[str, str]]) -> str | None:
 
 
 def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
-    """Names without the one part that tells the sensor; empty if there is no such part."""
+    """Names without the one part that is the sensor's name; empty if there is no such part."""
     cut = {folder: {name: _parts(name) for name in files} for folder, files in sources.items()}
     if len({len(parts) for names in cut.values() for _, parts in names.values()}) != 1:
         return {}
-    # Position → the words that stand there, one for each folder.
+    # Position → the words there, one for each folder.
     telling: dict[int, set[str]] = {}
     for position, _ in enumerate(next(parts for names in cut.values() for _, parts in names.values())):
         words = [{parts[position] for _, parts in names.values()} for names in cut.values()]
         if all(len(found) == 1 for found in words) and len(set.union(*words)) > 1:
             telling[position] = set.union(*words)
-    # A number tells frames apart, not sensors.
+    # A number distinguishes frames, not sensors.
     if len(telling) != 1 or any(word.isdecimal() for found in telling.values() for word in found):
         return {}
     (position,) = telling
@@ -349,7 +350,7 @@ def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]
 
 
 def _by_number(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
-    """Names by the numbers that tell a folder's files apart; empty unless these are one to one between all folders."""
+    """Names by the numbers that distinguish a folder's files; empty unless these are the same in all folders."""
     keys = {folder: _numbered(files) for folder, files in sources.items()}
     found = [set(names.values()) for names in keys.values()]
     is_injective = all(names and len(set(names.values())) == len(names) for names in keys.values())
@@ -357,7 +358,7 @@ def _by_number(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
 
 
 def _numbered(names: Iterable[str]) -> Keys:
-    """Each name's folder and numbers, without those that are the same throughout; empty if more than numbers differ."""
+    """Each name's folder and numbers, without those that are constant; empty if more than numbers differ."""
     places = {name: name.rpartition("/") for name in names}
     if len({NUMBER.sub("#", last) for _, _, last in places.values()}) != 1:
         return {}
@@ -372,19 +373,19 @@ def _numbered(names: Iterable[str]) -> Keys:
 
 
 def _parts(name: str) -> tuple[str, list[str]]:
-    """The folder of a relative path, and its last name cut at separators."""
+    """The folder of a relative path, and its last name split at separators."""
     place, slash, last = name.rpartition("/")
     return place + slash, SEPARATORS.split(last)
 
 
 def refuse_collisions(names: Sequence[str]) -> None:
-    """Refuse names of scenes whose output files would meet in one, also on a file system that ignores case.
+    """Refuse names of scenes whose outputs would be the same file, also on a file system that ignores case.
 
     Args:
         names: of the scenes, with forward slashes and without a suffix.
 
     Raises:
-        DataError: the first ten pairs and how many there are; or a name that would leave the output folder.
+        DataError: the first ten pairs and their number; or a name that would leave the output folder.
     """
     owners: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
@@ -402,7 +403,7 @@ def refuse_collisions(names: Sequence[str]) -> None:
                 pairs.append((owners[_one_file(str(parent))], name))
     if pairs:
         listed = few([f"{first!r} and {second!r}" for first, second in pairs], SHOWN_COLLISIONS)
-        raise DataError(f"{len(pairs)} pairs of scenes would share an output file: {listed}; rename them")
+        raise DataError(f"{counted(len(pairs), 'pair')} of scenes would share an output file: {listed}; rename them")
 
 
 def _one_file(path: str) -> str:

@@ -1,8 +1,9 @@
 """Scenes → batches of tensors: for training, for both evaluation protocols, and for prediction.
 
-First what is given, tensors of one or several scenes, and the three ways to ask for it; then the order of an epoch and
-the random numbers of its scenes, pure functions of seed, epoch and scene; then how each way reads. Nothing here keeps
-state: batch ``n`` of an epoch is the same whoever asks, with any number of worker processes, and after a resume.
+First the results, tensors of one or several scenes, and the three functions that return them; then the order of an
+epoch and the random numbers of its scenes, which are pure functions of seed, epoch and scene; then the reading itself.
+Nothing here has state: batch ``n`` of an epoch is always the same, with any number of worker processes, and after a
+resume.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 ORDER, DEGRADED = 1, 2
-"""Spawn keys of the random numbers that order an epoch, and of those that damage sensors, apart from its samples'."""
+"""Spawn keys of the random numbers that order an epoch, and of those that damage sensors, separate from its
+samples'."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class LeftOut:
     scene: str
     """Its id."""
     why: str
-    """The message of its fault, one line."""
+    """The message of its error, one line."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Batch:
     """Scenes of one size."""
 
     frames: list[Tensor]
-    """M × (B, 3, H, W) float32, normalized, in the asked order."""
+    """M × (B, 3, H, W) float32, normalized, in the requested order."""
     label: Tensor | None
     """(B, H, W) int64, 255 is ignored."""
     scenes: tuple[Scene, ...]
     left_out: tuple[LeftOut, ...] = ()
-    """Scenes that should stand here and cannot be read; others stand in their place (``data.max_bad``)."""
+    """Unreadable scenes of this batch, which others replace (``data.max_bad``)."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -57,14 +59,14 @@ class Batch:
         return replace(self, frames=frames, label=label)
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which it travels to a device while that computes."""
+        """The same batch in page-locked memory, for a transfer to a device while that computes."""
         label = None if self.label is None else self.label.pin_memory()
         return replace(self, frames=[frame.pin_memory() for frame in self.frames], label=label)
 
 
 @dataclass(frozen=True)
 class ScoredScene:
-    """One scene in both evaluation protocols (METHOD §5), each a batch of one."""
+    """One scene in both evaluation protocols (METHOD §5), each as a batch of one."""
 
     scene: Scene
     resized: Batch
@@ -72,9 +74,9 @@ class ScoredScene:
     whole: Batch
     """The whole frame at the network's size, with the label at its own size."""
     shares_frames: bool
-    """Both have the same frames, so that one forward pass serves both."""
+    """Whether both have the same frames, so that one forward pass is sufficient."""
     is_large: bool = False
-    """The whole frame keeps its own resolution, to be seen through windows."""
+    """Whether the whole frame keeps its own resolution, to be processed in windows."""
 
     def pin_memory(self) -> ScoredScene:
         """The same in page-locked memory."""
@@ -87,18 +89,18 @@ class ScoredScene:
 
 @dataclass(frozen=True)
 class UnlabeledScene:
-    """One scene to be predicted."""
+    """A scene for prediction."""
 
     scene: Scene
     frames: list[Tensor]
     """One (1, 3, H, W) float32 for each of ``modalities``."""
     modalities: tuple[str, ...]
-    """Those of the asked modalities that the scene has, in the asked order."""
+    """The requested modalities that the scene has, in the requested order."""
     height: int
-    """Of the scene's own frame, in pixels."""
+    """Size of the scene's own frame, in pixels."""
     width: int
     is_large: bool = False
-    """The frames keep their own resolution, to be seen through windows."""
+    """Whether the frames keep their own resolution, to be processed in windows."""
 
     def pin_memory(self) -> UnlabeledScene:
         """The same in page-locked memory."""
@@ -115,30 +117,30 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterable[Batch]:
-    """One epoch's augmented batches for one process.
+    """The augmented batches of an epoch for one process.
 
     Args:
-        manifest: says what the modalities and labels are.
+        manifest: the data set.
         scenes: of the training split.
         recipe: modalities, size, batch, augmentation, seed, worker processes.
         epoch: from 0; with the seed it decides the order and every random number.
-        start: the first batch to give, for resuming within an epoch.
+        start: the first batch to return, for resuming within an epoch.
         rank: this process takes batches rank, rank + world, … of the epoch's.
         world: number of processes; all get the same number of batches.
 
     Returns:
-        Batches of ``recipe.train.batch`` scenes; the last partial one is dropped. With ``data.max_bad`` the next
-        readable scenes of the epoch stand for those that cannot be read, which ``left_out`` names; without, such a
-        scene ends the epoch.
+        Batches of ``recipe.train.batch`` scenes; an incomplete last one is dropped. With ``data.max_bad`` the next
+        readable scenes of the epoch replace unreadable ones, which ``left_out`` lists. Otherwise an unreadable scene
+        ends the epoch.
 
     Raises:
-        DataError: too few scenes for one batch each, an unknown modality; while iterating: a file that cannot be
-            used, named as in a single process.
+        DataError: too few scenes for one batch each, an unknown modality; while iterating: a file that cannot be used,
+            with the same message as in a single process.
     """
     if batches_per_epoch(len(scenes), batch=recipe.train.batch, world=world) == 0:
         raise DataError(
-            f"{manifest.info.name}: {len(scenes)} training scenes are fewer than one batch of {recipe.train.batch} for "
-            f"each of {world} process(es); lower train.batch or add scenes"
+            f"{manifest.info.name}: {counted(len(scenes), 'training scene', 'is')} fewer than one batch of "
+            f"{recipe.train.batch} for each of {counted(world, 'process')}; lower train.batch or add scenes"
         )
     order = epoch_order(len(scenes), seed=recipe.train.seed, epoch=epoch)
     mine = [BatchRequest(numbers) for numbers in batches_of(order, batch=recipe.train.batch, rank=rank, world=world)]
@@ -159,13 +161,13 @@ def scored_scenes(
     """Scenes with labels in both evaluation protocols, one at a time, in order.
 
     Args:
-        manifest: says how labels are read and whether the published protocol crops.
+        manifest: the data set, with its label rule and crop.
         scenes: each has a label and all ``modalities``.
         modalities: in the order of the memory.
         size: short side in pixels, a multiple of 32.
-        workers: processes that read ahead; 0 reads in this one.
-        tile: whole frames keep their own resolution where their short side has at least ``size`` pixels; only labels
-            are then resized, but for data sets whose published protocol crops.
+        workers: number of processes that load data; 0: this process.
+        tile: whole frames keep their own resolution if their short side has at least ``size`` pixels; then only labels
+            are resized, except for data sets whose published protocol crops.
 
     Raises:
         DataError: a file cannot be used, or a scene lacks a modality or its label.
@@ -184,26 +186,26 @@ def unlabeled_scenes(
     tile: bool = False,
     in_threads: bool = False,
 ) -> Iterator[UnlabeledScene | DataError]:
-    """Whole scenes for prediction, one at a time, in order; labels are not looked at.
+    """Whole scenes for prediction, one at a time, in order; labels are not read.
 
-    A scene that cannot be read, kills its readers, or has none of the modalities gives its fault in its place, and the
-    next one follows.
+    If a scene cannot be read, crashes its worker, or has none of the modalities, its error is returned in its place,
+    and the next one follows.
 
     Args:
-        root: what the scenes' paths are relative to.
-        scenes: may lack modalities, not all.
-        modalities: those wanted, in the order of the memory.
+        root: the folder to which the scenes' paths are relative.
+        scenes: may lack some modalities, not all.
+        modalities: the requested ones, in the order of the memory.
         size: short side in pixels, a multiple of 32.
-        workers: processes that read ahead; 0 reads in this one.
+        workers: number of processes that load data; 0: this process.
         tile: as in :func:`scored_scenes`.
-        in_threads: threads read ahead, not processes.
+        in_threads: load data in threads, not in processes.
     """
     source = UnlabeledScenes(root, scenes, tuple(modalities), size, tile)
     return (load_in_threads if in_threads else load)(source, range(len(scenes)), workers=workers)
 
 
 def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:
-    """How many batches each of ``world`` processes gets of ``count`` scenes; what is left over is dropped."""
+    """Number of batches of ``count`` scenes for each of ``world`` processes; incomplete ones are dropped."""
     return count // batch // world
 
 
@@ -214,7 +216,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def batches_of(order: list[int], *, batch: int, rank: int = 0, world: int = 1) -> list[tuple[int, ...]]:
-    """The batches of an order that one of ``world`` processes gets: rank, rank + world, …; all get equally many."""
+    """The batches of one of ``world`` processes: rank, rank + world, …; all get the same number."""
     count = batches_per_epoch(len(order), batch=batch, world=world) * world
     return [tuple(order[place * batch : (place + 1) * batch]) for place in range(rank, count, world)]
 
@@ -226,17 +228,17 @@ def generator(*entropy: int, spawn_key: tuple[int, ...] = ()) -> np.random.Gener
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One batch of training."""
+    """A training batch to read."""
 
     numbers: tuple[int, ...]
-    """Of its scenes, in the order of the training split."""
+    """Its scenes, as places in the order of the training split."""
     killers: tuple[tuple[int, str], ...] = ()
-    """Scenes that nobody may read, and why."""
+    """Scenes that must not be read, and why."""
 
 
 @dataclass(frozen=True)
 class TrainingBatches(Source[Batch]):
-    """Augmented batches; an index is a :class:`BatchRequest`, or the number of a scene to be read alone."""
+    """Augmented batches; an index is a :class:`BatchRequest`, or the number of a scene to read alone."""
 
     manifest: Manifest
     scenes: Sequence[Scene]
@@ -245,10 +247,10 @@ class TrainingBatches(Source[Batch]):
     modalities: tuple[Modality, ...]
 
     def item(self, index: BatchRequest | int) -> Batch:
-        """A batch; with ``data.max_bad`` others stand for the scenes that cannot be read.
+        """A batch; with ``data.max_bad`` other scenes replace unreadable ones.
 
-        They are the next readable ones of the epoch's order after the batch's own, and none twice in it: the batch is
-        a pure function of seed, epoch, its numbers and the files.
+        These are the next readable scenes in the epoch's order after the batch's own, none of them twice. So the batch
+        is a pure function of seed, epoch, its numbers and the files.
 
         Raises:
             DataError: a scene cannot be read and none may be left out, or too many cannot.
@@ -280,7 +282,7 @@ class TrainingBatches(Source[Batch]):
         return _named(self.scenes[number] for number in ([index] if isinstance(index, int) else index.numbers))
 
     def parts(self, index: BatchRequest | int) -> Sequence[int]:
-        """Its scenes, and as many of those that may stand for them."""
+        """Its scenes, and as many possible replacements."""
         if isinstance(index, int):
             return (index,)
         others = self._others(index) if self._may_leave_out() else iter(())
@@ -289,26 +291,27 @@ class TrainingBatches(Source[Batch]):
         return [number for number in (*index.numbers, *more) if number not in known]
 
     def instead(self, index: BatchRequest, lost: Sequence[LostPart]) -> BatchRequest:
-        """The same batch without the scenes that kill, if some may be left out."""
+        """The same batch without the scenes that crash workers, if some may be left out."""
         if not self._may_leave_out():
             raise lost[0].error
         return replace(index, killers=(*index.killers, *((each.part, str(each.error)) for each in lost)))
 
     def _may_leave_out(self) -> int:
-        """How many scenes may be left out, at least one where any may."""
+        """The number of scenes that may be left out; at least one if any may."""
         share = self.recipe.data.max_bad
         return max(1, int(share * len(self.scenes))) if share > 0 else 0
 
     def _others(self, index: BatchRequest) -> Iterator[int]:
-        """The scenes that follow a batch in the epoch's order and are not in it, each once."""
+        """The scenes after a batch in the epoch's order that are not in it, each once."""
         order = epoch_order(len(self.scenes), seed=self.recipe.train.seed, epoch=self.epoch)
         after = order.index(index.numbers[-1]) + 1
         yield from (number for number in (*order[after:], *order[:after]) if number not in index.numbers)
 
     def _too_many(self, left_out: Sequence[LeftOut]) -> DataError:
-        limit = f"data.max_bad={self.recipe.data.max_bad:g} of {len(self.scenes)} scenes"
+        limit = f"data.max_bad={self.recipe.data.max_bad:g} of {counted(len(self.scenes), 'scene')}"
         return DataError(
-            f"{len(left_out)} scenes for a single batch cannot be read, more than {limit}; the first: {left_out[0].why}"
+            f"{counted(len(left_out), 'scene')} for a single batch cannot be read, more than {limit}; the first: "
+            f"{left_out[0].why}"
         )
 
     def _sample(self, number: int) -> Sample:
@@ -367,7 +370,7 @@ class ScoredScenes(Source[ScoredScene]):
 
 @dataclass(frozen=True)
 class UnlabeledScenes(Source["UnlabeledScene | DataError"]):
-    """Scenes for prediction; an index is a scene's number, or the fault that stands in its place."""
+    """Scenes for prediction; an index is a scene's number, or an error in its place."""
 
     root: Path
     scenes: Sequence[Scene]
@@ -389,7 +392,7 @@ class UnlabeledScenes(Source["UnlabeledScene | DataError"]):
         return "no scene" if isinstance(index, DataError) else _named([self.scenes[index]])
 
     def instead(self, index: int, lost: Sequence[LostPart]) -> DataError:  # noqa: ARG002  (the fault names its scene)
-        """The fault itself: the next scenes follow."""
+        """The error itself; the next scenes follow."""
         return lost[0].error
 
     def _read(self, scene: Scene) -> UnlabeledScene:
@@ -423,14 +426,14 @@ def _labeled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -
 
 
 def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:
-    """Whole frames as the network sees them: at its size, or for windows at their own where that is larger."""
+    """Whole frames for the network: at its size, or for windows at their own size if that is larger."""
     if tile and _is_large(sample, size):
         return sample
     return transforms.for_prediction(sample, modalities=modalities, size=size)
 
 
 def _is_large(sample: Sample, size: int) -> bool:
-    """Whether windows of the network's size fit into a frame as it is."""
+    """Whether a frame at its own size is at least as large as a window."""
     return min(sample.size) >= size
 
 

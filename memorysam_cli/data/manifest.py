@@ -1,7 +1,7 @@
-"""The manifest: which scenes there are, and where each file lies.
+"""The manifest: the list of scenes and their files.
 
-``ROOT/memorysam/<dataset>/scenes.jsonl`` holds one line per scene, ``dataset.json`` beside it says what the data
-set is. ``memorysam prepare`` writes both; every other command reads them and looks for no files itself.
+``ROOT/memorysam/<dataset>/scenes.jsonl`` has one line per scene; ``dataset.json`` beside it describes the data set.
+``memorysam prepare`` writes both. Every other command reads them and does not search for files.
 """
 
 from __future__ import annotations
@@ -22,28 +22,36 @@ from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict, is_inside
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import command, few, is_text, requirement, typed
+from memorysam_cli.text import command, few, is_text, requirement, shown, typed
 
 if TYPE_CHECKING:
     from memorysam_cli.storage.images import Stored
 
+PLACE = "memorysam"
+"""The folder of all manifests in a data root."""
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
 NEAR = 3
-"""Folders that are named where a data set is missed."""
+"""Number of folders named in the message for a missing data set."""
+OUTPUT = ".png"
+"""The ending of the files that are named after a scene."""
+NAME_BYTES = 255
+"""Largest number of bytes in the name of a file or a folder."""
+SURELY_SHORT = (NAME_BYTES - len(OUTPUT)) // 4
+"""Number of letters that never have more bytes."""
 SPLITS = ("train", "val", "test")
 """The usual splits, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One view, seen by several sensors. All paths are relative to the data root, with forward slashes."""
+    """A scene: one view from several sensors. All paths are relative to the data root, with forward slashes."""
 
     id: str
-    """Unique in the data set, also on a file system that ignores case; names the outputs."""
+    """Unique in the data set, also on a file system that ignores case; gives the outputs their names."""
     split: str
     condition: str | None
-    """The weather or light, where the data set tells it."""
+    """The weather or light, if the data set has it."""
     case: str | None
     """The sensor failure, or None for a normal scene."""
     files: dict[str, tuple[str, ...]]
@@ -56,7 +64,7 @@ class Scene:
         return [*(path for group in self.files.values() for path in group), *([self.label] if self.label else [])]
 
     def sources(self, root: Path, modality: str) -> Sequence[Stored]:
-        """What a modality is read from; ``KeyError`` if the scene lacks it.
+        """The files of a modality; ``KeyError`` if the scene lacks it.
 
         Args:
             root: the data root.
@@ -70,7 +78,7 @@ class Manifest:
     """A prepared data set."""
 
     root: Path
-    """The data root that all scene paths start from."""
+    """The data root, to which all scene paths are relative."""
     info: DatasetInfo
     scenes: tuple[Scene, ...]
 
@@ -88,19 +96,19 @@ class Manifest:
 
 
 def data_root(option: Path | None) -> Path:
-    """Where the data lie: ``--data``, else ``$MEMORYSAM_DATA``, else ``./data``."""
+    """The data root: ``--data``, else ``$MEMORYSAM_DATA``, else ``./data``."""
     return option or Path(os.environ.get("MEMORYSAM_DATA") or "data")
 
 
 def prepared_root(option: Path | None, *, dataset: str) -> Path:
-    """The data root, where something is prepared in it.
+    """The data root, which must have prepared data.
 
     Args:
         option: ``--data``.
-        dataset: what is looked for, for the message.
+        dataset: the needed data set, for the message.
 
     Raises:
-        DataError: nothing is prepared there; names the line to type.
+        DataError: nothing is prepared there; the message has the command to prepare it.
     """
     root = data_root(option)
     if not prepared(root):
@@ -109,10 +117,10 @@ def prepared_root(option: Path | None, *, dataset: str) -> Path:
 
 
 def only_prepared(root: Path) -> str:
-    """The one data set that is prepared below a root, which a recipe takes that names none.
+    """The only data set prepared below a root, for a recipe that names none.
 
     Raises:
-        DataError: there is none; names the line to type.
+        DataError: there is none; the message has the command to prepare one.
         UsageError: there are several.
     """
     datasets = prepared(root)
@@ -129,17 +137,17 @@ def only_prepared(root: Path) -> str:
 
 
 def _near(root: Path) -> list[Path]:
-    """Other folders of the present one in which a data set is prepared, sorted."""
+    """Other folders in the current one with a prepared data set, sorted."""
     return sorted({path.parents[2] for path in Path().glob(f"*/memorysam/*/{INFO}")} - {root})
 
 
 def folder(root: Path, dataset: str) -> Path:
     """The folder of a data set's manifest."""
-    return root / "memorysam" / dataset
+    return root / PLACE / dataset
 
 
 def prepare_line(root: Path, dataset: str) -> str:
-    """The command that prepares a data set, ready to be typed."""
+    """The command that prepares a data set."""
     if dataset == "synthetic":
         return command("prepare", "synthetic", root)
     if dataset.startswith("synthetic-"):
@@ -150,12 +158,12 @@ def prepare_line(root: Path, dataset: str) -> str:
 
 
 def own_line(root: Path, *options: str) -> str:
-    """The command that prepares sensors of one's own: it looks at the folder, and proposes what is what."""
+    """The command for the user's own sensors: it looks at the folder, and proposes sensors and labels."""
     return command("prepare", "folder", root, *options)
 
 
 def sign_line(root: Path, dataset: str) -> str:
-    """The command that accepts a manifest edited by hand, ready to be typed."""
+    """The command that accepts an edited manifest."""
     return command("prepare", "manifest", root, dataset)
 
 
@@ -164,13 +172,20 @@ def is_prepared(root: Path, dataset: str) -> bool:
     return (folder(root, dataset) / INFO).is_file()
 
 
+def named_by(path: Path) -> tuple[Path, str] | None:
+    """The data root and the data set, if a path is the folder of a manifest, as ``prepare`` prints it."""
+    place = path if path.parent.name == PLACE else path.absolute()
+    is_manifest = place.parent.name == PLACE and (place / INFO).is_file()
+    return (place.parents[1], place.name) if is_manifest else None
+
+
 def prepared(root: Path) -> list[str]:
     """The names of the data sets that are prepared below a data root, sorted."""
-    return sorted(path.parent.name for path in (root / "memorysam").glob(f"*/{INFO}"))
+    return sorted(path.parent.name for path in (root / PLACE).glob(f"*/{INFO}"))
 
 
 def write(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> Manifest:
-    """Write a manifest, ``dataset.json`` last, so that a torn writing is never taken for a whole one.
+    """Write a manifest, ``dataset.json`` last, so that an interrupted write is never mistaken for a complete one.
 
     Args:
         root: the data root.
@@ -178,7 +193,7 @@ def write(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> Manifest:
         scenes: all their files exist.
 
     Raises:
-        DataError: two scenes share an id, or a name cannot be written down as text.
+        DataError: two scenes share an id, or a name cannot be written as text.
         EnvironmentFault: the disk is full or read-only.
     """
     refuse_shared_ids(scenes)
@@ -199,8 +214,8 @@ def read(root: Path, dataset: str) -> Manifest:
     """Read a data set's manifest and check that its two files belong together.
 
     Raises:
-        DataError: it is missing (names what is prepared there and the line to type), damaged, or from a
-            version of memorysam that this one does not understand.
+        DataError: it is missing (the message names the prepared data sets and the command), damaged, or from a version
+            of memorysam that this one does not support.
     """
     info = read_info(root, dataset)
     path = folder(root, dataset) / SCENES
@@ -215,7 +230,7 @@ def read(root: Path, dataset: str) -> Manifest:
 
 
 def read_unsigned(root: Path, dataset: str) -> Manifest:
-    """Read a manifest that may have been edited by hand: its hash is not compared, and scenes may share ids.
+    """Read a manifest that may have been edited: its hash is not compared, and scenes may share ids.
 
     Raises:
         DataError: otherwise as :func:`read`.
@@ -232,10 +247,10 @@ def _content(path: Path, *, again: str) -> bytes:
 
 
 def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
-    """The one reader of ``scenes.jsonl``, for all commands: nothing is taken on trust.
+    """The only reader of ``scenes.jsonl``, for all commands; everything is checked.
 
     Raises:
-        DataError: a line is not a scene of this data set; names ``file:line`` and the key.
+        DataError: a line is not a scene of this data set; the message has ``file:line`` and the key.
     """
     path = folder(root, info.name) / SCENES
     wanted = {modality.name for modality in info.modalities}
@@ -250,12 +265,12 @@ def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
             what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
             raise DataError(f"{path}:{number}: scene {line.id} {what}; every scene has all modalities of {INFO}")
         scenes.append(Scene(line.id, line.split, line.condition, line.case, line.files, line.label))
-    # As the lines say: what dataset.json counts covers no hash.
+    # From the lines, because no hash covers the counts in dataset.json.
     return Manifest(root, info.model_copy(update={"counts": count_splits(scenes)}), tuple(scenes))
 
 
 def read_info(root: Path, dataset: str) -> DatasetInfo:
-    """What a prepared data set is, without its scenes.
+    """The description of a prepared data set, without its scenes.
 
     Raises:
         DataError: as :func:`read`.
@@ -280,15 +295,15 @@ def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
 
 
 def split_rank(split: str) -> tuple[int, str]:
-    """To sort splits by wherever they are listed: train, val, test, then others by name."""
+    """Sort key for splits: train, val, test, then others by name."""
     return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
 def refuse_shared_ids(scenes: Sequence[Scene], *, where: str = "") -> None:
-    """Refuse scenes whose outputs would meet in one file, on any file system; ``where`` begins the message.
+    """Refuse scenes whose outputs would be the same file on some file system; the message begins with ``where``.
 
     Raises:
-        DataError: two ids are equal, or differ in case or Unicode form alone; or a name is not valid UTF-8.
+        DataError: two ids are equal, or differ only in case or Unicode form; or a name is not valid UTF-8.
     """
     for scene in scenes:
         for name in (scene.id, *scene.paths):
@@ -302,7 +317,7 @@ def refuse_shared_ids(scenes: Sequence[Scene], *, where: str = "") -> None:
 
 
 def shared_ids(scenes: Sequence[Scene]) -> Iterator[tuple[int, int]]:
-    """Pairs of scenes, as indices, whose outputs would meet in one file on some file system."""
+    """Pairs of scenes, as indices, whose outputs would be the same file on some file system."""
     seen: dict[str, int] = {}
     for index, scene in enumerate(scenes):
         first = seen.setdefault(unicodedata.normalize("NFC", scene.id).casefold(), index)
@@ -311,7 +326,7 @@ def shared_ids(scenes: Sequence[Scene]) -> Iterator[tuple[int, int]]:
 
 
 class _Line(Strict):
-    """A line of ``scenes.jsonl`` as people may write it."""
+    """A line of ``scenes.jsonl``, possibly written by a person."""
 
     id: str
     split: str
@@ -320,7 +335,7 @@ class _Line(Strict):
     files: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     label: str | None = None
     bytes: Any = None
-    """The files' sizes, which the hash covers; nobody reads them."""
+    """The files' sizes, which only the hash uses."""
 
     @field_validator("id", "split", "label")
     @classmethod
@@ -329,7 +344,12 @@ class _Line(Strict):
             raise ValueError(
                 f"{path!r} is not a path below the data root, with single forward slashes and without '..'"
             )
-        return path
+        return path if path is None else _refuse_long(path)
+
+    @field_validator("id")
+    @classmethod
+    def _names_outputs(cls, name: str) -> str:
+        return _refuse_long(name, ending=OUTPUT)
 
     @field_validator("files")
     @classmethod
@@ -339,15 +359,28 @@ class _Line(Strict):
         return files
 
 
+def _refuse_long(path: str, *, ending: str = "") -> str:
+    """The path; refused if a name in it is too long for file systems."""
+    if len(path) > SURELY_SHORT:
+        longest = max(len(name.encode("utf-8", "surrogateescape")) for name in f"{path}{ending}".split("/"))
+        if longest > NAME_BYTES:
+            what = f" with the {ending} of its outputs" if ending else ""
+            raise ValueError(
+                f"'{shown(path, most=SURELY_SHORT)}' has a name of {longest} bytes{what}, and file systems take "
+                f"{NAME_BYTES}; rename it"
+            )
+    return path
+
+
 def _first_fault(error: ValidationError) -> str:
-    """The first thing that pydantic refuses: ``key: reason``."""
+    """The first error of pydantic: ``key: reason``."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}{': ' if key else ''}{requirement(first['msg'])}"
 
 
 def _line(root: Path, scene: Scene) -> dict[str, Any]:
-    """A scene as its line: its fields, and the sizes of its files, so that the content hash covers them."""
+    """A scene as a line: its fields, and the sizes of its files, so that the content hash covers them."""
     try:
         sizes = [(root / path).stat().st_size for path in scene.paths]
     except OSError as error:
@@ -356,10 +389,11 @@ def _line(root: Path, scene: Scene) -> dict[str, Any]:
 
 
 def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
-    """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
+    """The modalities with these names, in this order, from :meth:`DatasetInfo.chosen`.
 
     Raises:
-        DataError: the data set has no such modality; of a published one that was prepared without it, its files.
+        DataError: the data set has no such modality; if a published one was prepared without it, the message names its
+            files.
     """
     known = [modality.name for modality in info.modalities]
     for name in names:

@@ -1,7 +1,7 @@
 """The steps of ``memorysam prepare``: find or render a data set, list its scenes, check them, write the manifest.
 
-``memorysam check`` takes the first steps too, of a data set that is prepared, or of a published one that is only there.
-People may have edited what a new preparation replaces, so what differs is kept beside the new files and reported.
+``memorysam check`` uses the first steps, for a prepared data set or a published one. The user may have edited files
+that a new preparation replaces, so changed files are kept beside the new ones and reported.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.storage.archive import archives_in
-from memorysam_cli.text import command, few, shown
+from memorysam_cli.text import command, counted, few, shown, typed
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
 DROPPED = "dropped.jsonl"
-"""Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
+"""File beside the manifest: the scenes that ``--drop-incomplete`` left out, with reasons."""
 FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges", "layout"})
-"""Keys of ``dataset.json`` that say what was found, not what is to be done."""
+"""Keys of ``dataset.json`` that are results, not settings."""
 FEWEST = 5
-"""Validation scenes that mean something."""
+"""Smallest useful number of validation scenes."""
 NAMED = 5
-"""Keys that a message names."""
+"""Number of keys in a message."""
 
 
 def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
@@ -50,8 +50,8 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
         inside: look only in this folder of it, such as an unpacked archive.
 
     Raises:
-        DataError: it is not there (see :class:`~memorysam_cli.data.layout.DataNotFound`), there twice, or
-            without a scene.
+        DataError: it does not exist (see :class:`~memorysam_cli.data.layout.DataNotFound`), exists twice, or has no
+            scene.
     """
     layout = layout_of(name)
     try:
@@ -73,9 +73,9 @@ def synthetic_name(layout: SyntheticLayout) -> str:
 
 
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
-    """List the scenes that :func:`render_synthetic` made, as the data set ``synthetic`` or ``synthetic-mcubes``."""
+    """List the scenes of :func:`render_synthetic`, as the data set ``synthetic`` or ``synthetic-mcubes``."""
     name = synthetic_name(layout)
-    real = replace(layout_of(layout), antialias=False)  # of no published code; the demo's figures are without
+    real = replace(layout_of(layout), antialias=False)  # not in any published code; the demo's scores are without it
     manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
     info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
     return replace(manifest, info=info)
@@ -93,15 +93,19 @@ def _listed(layout: DatasetLayout, *, folder: Path, root: Path) -> Manifest:
 
 
 def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
-    """The listed scenes of a data set in or below a folder; nothing of them is read.
+    """The listed scenes of a data set in or below a folder; no file is read.
 
     Args:
-        root: a data root, or the folder of a published data set.
-        dataset: its name; none: the only one that is there.
+        root: a data root, or the folder of a published data set or of a manifest.
+        dataset: its name; None: the only one there.
 
     Raises:
-        DataError: none, or more than one; says which, and what to type.
+        UsageError: more than one; the message names them and the command.
+        DataError: none; the message names the command.
     """
+    named = manifests.named_by(root)
+    if named is not None and dataset in {None, named[1]}:
+        root, dataset = named
     if not root.is_dir():
         raise DataError(
             f"{root}: {'is not a folder' if root.exists() else 'does not exist'}; name the folder of the data"
@@ -117,8 +121,10 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
     if dataset is not None:
         return survey(dataset, root)
     if prepared:
-        raise DataError(
-            f"{root}: {len(prepared)} data sets are prepared there; name one with --dataset: {', '.join(prepared)}"
+        others = ", ".join(f"--dataset {typed(name)}" for name in prepared[1:])
+        raise UsageError(
+            f"{root}: {len(prepared)} data sets are prepared there; type: "
+            f"{command('check', root, '--dataset', prepared[0])} (or {others})"
         )
     found = [name for name in DATASETS if _is_there(name, root)]
     if len(found) == 1:
@@ -142,7 +148,7 @@ def _is_there(name: str, root: Path) -> bool:
 
 
 def synthetic_folder(root: Path, *, layout: SyntheticLayout) -> Path:
-    """Where rendered scenes lie."""
+    """The folder of rendered scenes."""
     return root / f"mini-{layout}"
 
 
@@ -155,24 +161,24 @@ def render_synthetic(
     seed: int,
     advance: Callable[[], None] | None = None,
 ) -> bool:
-    """Render scenes into ``root/mini-<layout>``, whole or not at all; the marker is written last.
+    """Render scenes into ``root/mini-<layout>``, completely or not at all; the marker is written last.
 
-    Scenes that are there already, whole and by the same arguments, are kept.
+    Complete scenes with the same arguments are kept.
 
     Args:
         root: the data root.
-        layout: in whose files.
-        scenes: how many in all.
+        layout: of the files.
+        scenes: number of scenes.
         size: of a picture, in pixels.
-        seed: other worlds.
+        seed: of the scenes.
         advance: called after each scene.
 
     Returns:
-        False if whole scenes of the same arguments are there already.
+        False if complete scenes with the same arguments already exist.
 
     Raises:
-        UsageError: the folder is not ours, or holds scenes of other arguments; it is left untouched.
-        FolderInUseError: somebody else is rendering them.
+        UsageError: the folder is not ours, or has scenes with other arguments; it does not change.
+        FolderInUseError: another process is rendering them.
         EnvironmentFault: the disk is full or read-only.
     """
     from memorysam_cli.streetworld.scenes import render
@@ -182,7 +188,7 @@ def render_synthetic(
     if _is_rendered_whole(folder, arguments):
         return False
     with lock.hold(manifests.folder(root, synthetic_name(layout))):
-        if _is_rendered_whole(folder, arguments):  # another one was quicker
+        if _is_rendered_whole(folder, arguments):  # another process was faster
             return False
         if folder.exists():
             # The same scenes, but files are missing or another version rendered them: replaced one by one.
@@ -196,7 +202,7 @@ def render_synthetic(
 
 
 def _is_rendered_whole(folder: Path, arguments: dict[str, Any]) -> bool:
-    """Whether scenes of the same arguments are there, and nothing is missing."""
+    """Whether complete scenes with the same arguments exist."""
     return folder.exists() and _marker_of_the_same(folder, arguments) == _marker(folder, arguments)
 
 
@@ -215,13 +221,13 @@ def _marker_of_the_same(folder: Path, arguments: dict[str, Any]) -> dict[str, An
 
 
 def _as_options(arguments: Any) -> str:
-    """Arguments as they are typed."""
+    """Arguments in the form of options."""
     known = arguments if isinstance(arguments, dict) else {}
     return " ".join(f"--{name} {value}" for name, value in known.items() if name != "layout") or "other arguments"
 
 
 def _marker(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the marker of a whole folder says."""
+    """The content of a complete folder's marker."""
     sizes = [
         (folder / inside / name).stat().st_size
         for inside, names in walk(folder)
@@ -238,16 +244,16 @@ def _mark(folder: Path, arguments: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What came of a preparation."""
+    """The result of a preparation."""
 
     report: CheckReport
     manifest: Path | None
-    """The folder of the manifest; none if the check found problems, and no manifest was written."""
+    """The folder of the manifest; None if the check found problems, and no manifest was written."""
     info: DatasetInfo | None = None
-    """As it was written."""
+    """The manifest as written."""
 
     def to_json(self) -> dict[str, Any]:
-        """The one object of ``memorysam prepare --json``."""
+        """The object of ``memorysam prepare --json``."""
         found = self.report.to_json()
         place = None if self.manifest is None else str(self.manifest.absolute())
         first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
@@ -272,20 +278,20 @@ class Prepared:
         }
 
     def fault(self) -> DataError | PartialError | None:
-        """The error that the problems amount to, if there are any."""
+        """The error for the problems, if there are any."""
         report = self.report
         if not report.problems:
             return None
-        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
+        kinds = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
         if self.manifest is not None:
             return PartialError(
                 f"{report.root}: data set '{report.dataset}' is prepared without {len(report.dropped)} of "
-                f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
+                f"{counted(len(report.dropped) + len(report.scenes), 'scene')} ({kinds}); they are listed in "
                 f"{self.manifest / DROPPED}"
             )
         remedy = "no scene is left; fix the files" if report.dropped else "fix the files, or leave such scenes out"
         return DataError(
-            f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
+            f"{report.root}: data set '{report.dataset}' has problems ({kinds}), first "
             f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
             f"{'' if report.dropped else ' with --drop-incomplete'}, and prepare again"
         )
@@ -303,21 +309,21 @@ def check_and_write(
     accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
-    """Check a listed data set, and write its manifest if nothing is wrong.
+    """Check a listed data set, and write its manifest if there are no problems.
 
     Args:
-        manifest: from :func:`survey` or :func:`survey_synthetic`, or made in another way.
-        drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
+        manifest: from :func:`survey` or :func:`survey_synthetic`, or created in another way.
+        drop_incomplete: write a manifest of the usable scenes, and list the others in ``dropped.jsonl``.
         headers_only: see :func:`~memorysam_cli.data.check.check`.
         max_pixels: larger pictures are refused.
-        measure: gets the data set as it will be written and returns what its ``dataset.json`` should say.
-        notes: what was assumed in listing it, for the report.
-        laws: conservation laws that its listing kept, for the report.
+        measure: called with the data set; returns the data set to write.
+        notes: assumptions made in listing it, for the report.
+        laws: laws checked in listing it, for the report.
         accepts_edits: the manifest was read from the files that are now replaced.
         advance: called after each scene.
 
     Raises:
-        EnvironmentFault: the manifest cannot be written; told before anything is read, where that can be known.
+        EnvironmentFault: the manifest cannot be written; if possible, raised before anything is read.
     """
     place = manifests.folder(manifest.root, manifest.info.name)
     atomic.refuse_unwritable(place)
@@ -351,10 +357,10 @@ def examine(
     max_pixels: int | None = None,
     advance: Callable[[], object] | None = None,
 ) -> CheckReport:
-    """Check a listed data set, and hear what its published layout has to say; no manifest is written.
+    """Check a listed data set, with the remarks of its published layout; no manifest is written.
 
     Args:
-        manifest: as of :func:`check_and_write`, as are the others.
+        manifest: as for :func:`check_and_write`, as are the others.
         drop_incomplete: leave scenes with problems out of the figures.
         headers_only: see :func:`~memorysam_cli.data.check.check`.
         max_pixels: larger pictures are refused.
@@ -367,7 +373,7 @@ def examine(
 
 
 def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
-    """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
+    """Add the remarks of a published data set's layout; rendered scenes under its name are reported."""
     if manifest.info.name not in DATASETS:
         apart = offsets(manifest.root, report.scenes, manifest.info.layout)
         return replace(report, warnings=(*report.warnings, *_few_to_validate(report)), offsets=apart)
@@ -377,11 +383,11 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     seen = layout.files(folder)
     prefix = "" if manifest.info.root == "." else f"{manifest.info.root}/"
     used = {path.removeprefix(prefix) for scene in manifest.scenes for path in scene.paths} & seen
-    # By its name a file may be a scene's which the scene does not take: told as well, or it would go unseen.
+    # A file may have a scene's name but not be used by it; it is reported as well.
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
     if strays.count:
-        files = "1 file belongs" if strays.count == 1 else f"{strays.count} files belong"
+        files = counted(strays.count, "file", "belongs")
         about.append(f"{files} to no scene ({by_suffix(ignored)}), such as {shown(strays.first[0])}")
     return replace(
         report,
@@ -393,19 +399,18 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
 
 
 def _few_to_validate(report: CheckReport) -> list[str]:
-    """A line on a validation split of one's own that is too small to choose a network by."""
+    """A line on a validation split that is too small to choose the best weights."""
     count = report.splits.get("val", 0)
     if report.dataset.startswith("synthetic") or not 0 < count < FEWEST:
         return []
-    scenes = "1 scene" if count == 1 else f"{count} scenes"
     return [
-        f"split val has {scenes}: its mIoU is mostly chance, and 'best' is chosen by it; label more, or give it a "
-        "larger share, such as --split 0.7/0.2/0.1"
+        f"split val has {counted(count, 'scene')}: its mIoU is mostly chance, and 'best' is chosen by it; label "
+        "more, or give it a larger share, such as --split 0.7/0.2/0.1"
     ]
 
 
 def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
-    """Write the list of the scenes that are left out; without any, no list of an earlier run stays."""
+    """Write the list of left-out scenes; without any, the list of an earlier run is removed."""
     if dropped:
         atomic.write_text(path, "".join(documents.to_json(scene.to_json()) + "\n" for scene in dropped))
     else:
@@ -414,15 +419,15 @@ def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
 
 
 def keep_superseded(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> list[str]:
-    """Copy the files of an earlier preparation that the new ones would change to ``….bak``.
+    """Copy the files of an earlier preparation that will change to ``….bak``.
 
     Args:
         root: the data root.
-        info: what ``dataset.json`` will say.
-        scenes: what ``scenes.jsonl`` will list.
+        info: the new content of ``dataset.json``.
+        scenes: the new content of ``scenes.jsonl``.
 
     Returns:
-        A line per file that was kept, with what is different.
+        A line per file that was kept, with the differences.
 
     Raises:
         EnvironmentFault: the copy cannot be written.
@@ -437,7 +442,7 @@ def keep_superseded(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> l
 
 
 def _of_info(place: Path, info: DatasetInfo) -> str | None:
-    """How the earlier ``dataset.json`` differs, apart from what was found."""
+    """How the earlier ``dataset.json`` differs, without results."""
     if not (place / INFO).is_file():
         return None
     try:
@@ -449,7 +454,7 @@ def _of_info(place: Path, info: DatasetInfo) -> str | None:
 
 
 def _settings(info: DatasetInfo) -> dict[str, Any]:
-    """What ``dataset.json`` says is to be done; modalities by their names, so that they are compared one by one."""
+    """The settings in ``dataset.json``; modalities by name, so that they are compared one by one."""
     settings = info.model_dump(mode="json", exclude=set(FOUND_KEYS))
     return {**settings, "modalities": {each["name"]: each for each in settings["modalities"]}}
 
@@ -464,7 +469,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 
 def _of_scenes(place: Path, scenes: Sequence[Scene]) -> str | None:
-    """How the earlier ``scenes.jsonl`` differs, apart from the sizes of files."""
+    """How the earlier ``scenes.jsonl`` differs, without the sizes of files."""
     if not (place / SCENES).is_file():
         return None
     try:
@@ -482,12 +487,12 @@ def _of_scenes(place: Path, scenes: Sequence[Scene]) -> str | None:
 
 
 def _plain(scene: Scene) -> dict[str, Any]:
-    """A scene as JSON gives it back."""
+    """A scene as plain JSON values."""
     return {**asdict(scene), "files": {name: list(paths) for name, paths in scene.files.items()}}
 
 
 def _copied(path: Path) -> str:
-    """Copy a file to the first free name; gives the name."""
+    """Copy a file to the first free name; returns the name."""
     data = path.read_bytes()
     for number in range(1, 1000):
         copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")

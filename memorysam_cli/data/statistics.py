@@ -1,6 +1,6 @@
-"""What every sensor's values are: mean and deviation in one pass over the files, and the range that weights know.
+"""Statistics of sensors' values: mean and deviation in one pass over all files, and the range stored in weights.
 
-The second is an estimate from a few scenes, in stored units: enough to notice meters where there were millimeters.
+The range is an estimate from a few scenes, in stored units: enough to notice meters instead of millimeters.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
 THREADS = 8
-"""At most; decoding leaves Python's lock."""
+"""Largest number of threads; decoding releases Python's lock."""
 
 LOOKED_AT = 32
-"""Scenes whose values make a range; evenly taken."""
+"""Number of evenly chosen scenes for a range."""
 VALUES = 4096
-"""Pixels of each of them; drawn, as even steps might all meet one column."""
+"""Number of random pixels of each; even steps might always hit one column."""
 MARGIN = 0.1
-"""Times the known range: values that are no further outside are no strangers."""
+"""A median further outside than this many times the known range counts as different."""
 
 RESOLUTION = 1e-6
-"""Of float32, in which values are normalized: a deviation below this part of the values is rounding."""
+"""Precision of float32, in which values are normalized: a deviation below this share of the values is rounding."""
 
 Values = npt.NDArray[Any]
 Triple = tuple[float, float, float]
@@ -44,17 +44,17 @@ ZEROS: Triple = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Moments:
-    """What one frame's values amount to, per channel; a few numbers, however large the frame."""
+    """Moments of one frame's values, per channel; a few numbers for a frame of any size."""
 
     count: int
-    """Valid pixels: those whose three values are all measurements."""
+    """Number of valid pixels, whose three values are all measurements."""
     mean: Triple
     squares: Triple
     """Sums of squared differences from ``mean``."""
     low: float
     high: float
     invalid: int = 0
-    """Pixels that are not valid."""
+    """Number of invalid pixels."""
 
     @classmethod
     def of(cls, frame: Values, modality: Modality, *, invalid: Mask | None = None) -> Moments:
@@ -62,8 +62,8 @@ class Moments:
 
         Args:
             frame: (H, W, 3) as stored.
-            modality: gives scale and offset.
-            invalid: (H, W, 3), True where nothing was measured.
+            modality: has scale and offset.
+            invalid: (H, W, 3), True where there is no measurement.
         """
         scale = modality.scale if modality.scale is not None else 1 / full_scale(frame)
         valid = frame.reshape(-1, 3) if invalid is None else frame[~invalid.any(axis=2)]  # (H, W, 3) -> (N, 3)
@@ -83,10 +83,10 @@ class Moments:
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
-    """The moments of all frames together; the same for any order, as its sums are exact.
+    """The moments of all frames together; they do not depend on the order, because the sums are exact.
 
     Args:
-        parts: at least one; without a valid pixel in any of them, all is 0.
+        parts: at least one; all is 0 if none has a valid pixel.
     """
     count, invalid = sum(part.count for part in parts), sum(part.invalid for part in parts)
     if not count:
@@ -118,14 +118,14 @@ def measure(
     """Measure the modalities of a data set over one split; memory does not grow with its size.
 
     Args:
-        manifest: written or not; all files are there.
-        split: whose scenes count; all scenes where it has none.
-        names: of the modalities that are measured; None: all.
-        max_pixels: larger pictures are refused; None: as everywhere.
+        manifest: written or not; all files exist.
+        split: the split to measure; all scenes if it has none.
+        names: of the modalities to measure; None: all.
+        max_pixels: larger pictures are refused; None: the default limit.
         advance: called after each scene.
 
     Returns:
-        Modality → statistics over its valid pixels; a 0 that is not declared to be no measurement counts as one.
+        Modality → statistics over its valid pixels; 0 is a measurement unless it is declared as nodata.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -144,7 +144,7 @@ def measure(
 
 
 def measured_scenes(manifest: Manifest, *, split: str = "train") -> list[Scene]:
-    """The scenes that :func:`measure` looks at."""
+    """The scenes that :func:`measure` reads."""
     return [scene for scene in manifest.scenes if scene.split == split] or list(manifest.scenes)
 
 
@@ -154,9 +154,9 @@ def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, norma
     Args:
         info: of the data set.
         found: from :func:`measure`.
-        normalize: take them as mean and deviation of every modality in ``found``; else they are for information, and
-            published data sets keep the papers' normalization. A constant channel, up to rounding, keeps a deviation
-            of 1.
+        normalize: use them as mean and deviation of every modality in ``found``; otherwise they are only for
+            information, and published data sets keep the papers' normalization. A channel that is constant up to
+            rounding keeps a deviation of 1.
     """
     info = info.model_copy(update={"statistics": dict(found)})
     if not normalize:
@@ -176,7 +176,7 @@ def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, norma
 
 
 def with_ranges(manifest: Manifest) -> Manifest:
-    """A manifest whose sensors' ranges are known; for one of an earlier version, a few scenes are looked at."""
+    """A manifest with the sensors' ranges; for one of an earlier version, a few scenes are read."""
     if manifest.info.ranges:
         return manifest
     found = value_ranges(manifest.root, measured_scenes(manifest), manifest.info.modalities)
@@ -184,9 +184,9 @@ def with_ranges(manifest: Manifest) -> Manifest:
 
 
 def with_class_pixels(manifest: Manifest, *, split: str) -> Manifest:
-    """A manifest that says how many pixels each class has in a split.
+    """A manifest with the number of pixels of each class in a split.
 
-    Labels that cannot be read are passed over: who needs them will say so.
+    Unreadable labels are skipped; other code reports them.
     """
     info, classes = manifest.info, len(manifest.info.classes)
 
@@ -212,18 +212,18 @@ def value_ranges(
     most: int = LOOKED_AT,
     max_pixels: int | None = None,
 ) -> dict[str, ValueRange]:
-    """What the files of a few scenes hold, evenly taken from all.
+    """The value ranges of a few scenes, evenly chosen.
 
     Args:
-        root: what the scenes' paths are relative to.
+        root: the folder to which the scenes' paths are relative.
         scenes: may lack modalities.
-        modalities: those that are looked at.
-        most: scenes that are looked at.
-        max_pixels: larger pictures are passed over; None: as everywhere.
+        modalities: to read.
+        most: largest number of scenes to read.
+        max_pixels: larger pictures are skipped; None: the default limit.
 
     Returns:
-        Modality → its range; none of those without a valid value. Files that cannot be read are passed over: who needs
-        them will say so.
+        Modality → its range, without modalities that have no valid value. Unreadable files are skipped; other code
+        reports them.
     """
     found = {}
     for modality in modalities:
@@ -250,7 +250,7 @@ def range_of(looks: Sequence[tuple[float | None, Values]], modality: Modality) -
 
     Args:
         looks: a file's tag, and values of it, as stored; one for each scene.
-        modality: whose.
+        modality: of the files.
     """
     seen = [look for look in looks if look[1].size]
     if not seen:
@@ -268,7 +268,7 @@ def range_of(looks: Sequence[tuple[float | None, Values]], modality: Modality) -
 def _drawn(
     paths: Sequence[images.Stored], modality: Modality, max_pixels: int | None
 ) -> tuple[float | None, Values] | None:
-    """A file's tag, and valid values of drawn pixels, as stored; None of a file that cannot be read."""
+    """A file's tag, and valid values of random pixels, as stored; None if the file cannot be read."""
     try:
         frame, invalid = decode.read_frame(paths, modality, max_pixels=max_pixels)
         tag = images.header(paths[0]).nodata
@@ -280,14 +280,14 @@ def _drawn(
 
 
 def strangers(known: Mapping[str, ValueRange], found: Mapping[str, ValueRange]) -> list[str]:
-    """Which sensors' values are not those that weights were trained on, a line each with both ranges.
+    """The sensors whose values differ from those in training, a line each with both ranges.
 
     Args:
-        known: of the training data; what it does not have is not judged.
+        known: of the training data; modalities without a range are not compared.
         found: of the scenes, from :func:`value_ranges`.
 
     Returns:
-        Lines on those of another dtype, or with a median outside the known range: then most values are.
+        Lines on sensors with another dtype, or with a median outside the known range, so that most values are.
     """
     lines = []
     for name, now in found.items():
@@ -305,12 +305,12 @@ def strangers(known: Mapping[str, ValueRange], found: Mapping[str, ValueRange]) 
 
 
 def range_text(values: ValueRange) -> str:
-    """Such as ``uint16 805 to 4028 (1–99 %)``."""
+    """A range as text, such as ``uint16 805 to 4028 (1–99 %)``."""
     return f"{' and '.join(values.dtypes)} {values.low:.6g} to {values.high:.6g} (1–99 %)"
 
 
 def _divisors(found: Statistics) -> Triple:
-    """The deviations, or 1 where there is none but that of rounding."""
+    """The deviations, or 1 where the deviation is only rounding."""
     largest = max(abs(found.low), abs(found.high), float(np.finfo(np.float32).tiny))
     return _triple(value if value > RESOLUTION * largest else 1.0 for value in found.std)
 

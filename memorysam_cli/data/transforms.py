@@ -1,9 +1,9 @@
-"""Samples → samples: training augmentation, the evaluation protocols' sizes, and the last step to tensors.
+"""Samples → samples: training augmentation, the sizes of the evaluation protocols, and the conversion to tensors.
 
-First the steps of augmentation in their order, then evaluation and prediction, what all share, and the step to tensors.
-Frames keep their dtype throughout, and normalization comes last, so that padding becomes (0 - mean) / std as in the
-reference. 8-bit and 16-bit values are rounded, never truncated, and clamped to their own range: clamping 8-bit values
-to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
+First the steps of augmentation in their order, then evaluation and prediction, then shared functions, and the
+conversion to tensors. Frames keep their dtype throughout, and normalization comes last, so padding becomes (0 - mean) /
+std as in the reference. 8-bit and 16-bit values are rounded, never truncated, and clamped to their own range. (Clamping
+8-bit values to [0, 1] is a common error.) Source: DATASETS §0, §1.3, METHOD §5.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 STRIDE = 32
-"""Sides that the network takes are multiples of this."""
+"""Sides of the network's inputs are multiples of this."""
 LONGEST = 8
-"""A frame longer than 8 times its short side is squeezed to that; else 1×5000 pixels would become 1024×5120000."""
+"""A frame longer than 8 times its short side is squeezed to that; otherwise 1×5000 pixels would become 1024×5120000."""
 EXACT = ("depth", "event", "lidar")
-"""Kinds whose values are never blended when a sensor is brought to the resolution of another one."""
+"""Kinds whose values are never blended when a sensor is resampled to another resolution."""
 NEGATED: dict[Flip, tuple[int, ...]] = {"mirror": (), "negate_sine": (0, 2), "negate_cosine": (1,)}
 """Channels of [sine, cosine, sine] whose sign a flip changes."""
 JITTER = (0.5, 1.5)
@@ -39,7 +39,7 @@ JITTER = (0.5, 1.5)
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601, as image libraries round them)."""
 HALF = 0.5
-"""Weight of the valid values in a mean of neighbors; with less, it is not a measurement."""
+"""Smallest weight of the valid values in a mean of neighbors; with less, the result is not a measurement."""
 SIGMA_OF_3 = 0.8
 """Pixels: 0.3·((k - 1)/2 - 1) + 0.8 for a kernel of k = 3."""
 
@@ -53,8 +53,8 @@ class Sample:
     label: Array | None
     """(H, W) uint8, 255 is ignored."""
     invalid: dict[str, Mask] = field(default_factory=dict)
-    """Modality → (H, W, 3), True where nothing was measured, which is 0 after normalization; only of frames with such
-    values, which stand as 0 in the frame and have no part in any mean of neighbors."""
+    """Modality → (H, W, 3), True where there is no measurement, which becomes 0 after normalization. Only for frames
+    with such values; these are 0 in the frame and never used in a mean of neighbors."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,10 +65,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Draw:
-    """All random decisions for one sample, drawn at once in this order.
+    """All random decisions for a sample, drawn at once in this order.
 
-    Twelve uniforms in [0, 1), whatever the modalities are and whatever is switched on: adding a modality or a
-    photometric augmentation changes neither the geometry nor the next sample. What is new is drawn last.
+    Twelve uniform numbers in [0, 1), for any modalities and settings. So adding a modality or a photometric
+    augmentation changes neither the geometry nor the next sample. New decisions are added at the end.
     """
 
     jitter: float
@@ -102,18 +102,19 @@ def augment(
 
     Args:
         sample: of any size.
-        modalities: of the sample's frames; say which photometric steps act, and the interpolation.
+        modalities: of the sample's frames, with their photometric steps and interpolation.
         augment: probabilities and ranges; a probability of 0 is the identity, bit for bit.
         size: side of the crop in pixels.
         rng: twelve uniforms are drawn from it, see :class:`Draw`.
 
     Returns:
-        Frames (size, size, 3) with their dtypes, padded at the right and bottom with what means 0; the label with 255.
+        Frames (size, size, 3) with their dtypes, padded at the right and bottom with the value that means 0; the label
+        with 255.
 
     Raises:
         DataError: a modality's ``flip`` or ``turn`` is impossible with its range of values.
 
-    Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image, as the reference does it, unless the data set
+    Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image, as in the reference, unless the data set
     overrides it (``Modality.flip``).
     """
     draw = Draw.by(rng)
@@ -141,7 +142,7 @@ def augment(
 def change_colors(
     frame: Array, modality: Modality, *, augment: Augment, draw: Draw, invalid: Mask | None = None
 ) -> Array:
-    """Jitter the colors, where the modality asks for it and the draw hits."""
+    """Jitter the colors of modalities that have this step, if drawn."""
     if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
         return frame
     return jitter_colors(
@@ -171,11 +172,11 @@ def jitter_colors(
         contrast: factor; 1 changes nothing.
         saturation: factor; 1 changes nothing.
         full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
-        invalid: (H, W, 3), pixels that have no part in the mean gray where one of their channels is True.
+        invalid: (H, W, 3), pixels with any True channel are left out of the mean gray.
 
     Returns:
-        (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
-        rounded once at the end, and never wrap.
+        (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame exceeds it; integers are rounded
+        once at the end, and never overflow.
     """
     full = full_scale(frame) if full is None else full
     values = frame.astype(np.float32) / np.float32(full)
@@ -196,24 +197,24 @@ def jitter_colors(
 
 
 def _gray(values: Array) -> Array:
-    """(H, W, 3) -> (H, W). No matrix product: its sums may depend on the number of threads."""
+    """(H, W, 3) -> (H, W). Without a matrix product, whose sums may depend on the number of threads."""
     red, green, blue = (np.float32(weight) * values[:, :, index] for index, weight in enumerate(LUMA))
     gray: Array = red + green + blue
     return gray
 
 
 def mirror(frame: Array, modality: Modality) -> Array:
-    """Flip a frame as its modality says.
+    """Flip a frame by its modality's rule.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32, as stored.
-        modality: ``flip`` says what happens beside mirroring, ``scale`` and ``offset`` where 0 lies.
+        modality: ``flip`` is the rule; ``scale`` and ``offset`` define where 0 is.
 
     Returns:
-        (H, W, 3) of the same dtype; flipped twice it is what it was, but for integers that stand for just beyond -1.
+        (H, W, 3) of the same dtype; two flips give the original, except for integers that mean a value just beyond -1.
 
     Raises:
-        DataError: the sign of integers is to change whose range is not symmetric about 0.
+        DataError: the sign of integers must change whose range is not symmetric about 0.
     """
     mirrored = cv2.flip(np.ascontiguousarray(frame), 1)
     if modality.flip == "mirror":
@@ -233,7 +234,7 @@ def mirror(frame: Array, modality: Modality) -> Array:
 
 
 def flip_refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
-    """Why frames of this dtype cannot be flipped as the modality says, if they cannot."""
+    """Why frames of this dtype cannot be flipped by the modality's rule; None if they can."""
     if modality.flip == "mirror" or dtype.kind != "u":
         return None
     if _is_symmetric(dtype, modality):
@@ -242,7 +243,7 @@ def flip_refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
 
 
 def _is_symmetric(dtype: np.dtype[Any], modality: Modality) -> bool:
-    """Whether integers of this dtype stand for values from -1 to 1, or any that are symmetric about 0."""
+    """Whether integers of this dtype represent values from -1 to 1, or another range that is symmetric about 0."""
     # One step more: (s - 128) / 128 has no +1; its -1 becomes 127 / 128.
     return abs(_total(dtype, modality) - int(np.iinfo(dtype).max)) <= 1
 
@@ -255,13 +256,13 @@ def _needs_symmetry(dtype: np.dtype[Any]) -> str:
 
 
 def _total(dtype: np.dtype[Any], modality: Modality) -> float:
-    """What a stored value and the one of the other sign add up to: -(s·scale + offset) = s'·scale + offset."""
+    """The sum of a stored value and the one with the opposite sign: -(s·scale + offset) = s'·scale + offset."""
     full = int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
     return -2 * modality.offset * (full if modality.scale is None else 1 / modality.scale)
 
 
 def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw, invalid: Mask | None = None) -> Array:
-    """Blur, where the modality asks for it and the draw hits; what is invalid stays so, and is 0."""
+    """Blur modalities that have this step, if drawn; invalid values stay invalid, with 0."""
     if "blur" not in modality.photometric or draw.blur >= augment.blur:
         return frame
     sigma = None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma)
@@ -273,16 +274,16 @@ def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw, in
 
 
 def mean_of_valid(frame: Array, invalid: Mask, average: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """A filter that averages neighbors, in which invalid values have no part.
+    """A filter that averages neighbors, without invalid values.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32.
         invalid: (H, W, 3).
-        average: the filter, of float32 frames; may change their size.
+        average: the filter, for float32 frames; may change their size.
 
     Returns:
-        The frame that it makes, of the same dtype, integers rounded; and float32 of its shape: the weight that valid
-        values had in each mean, 0 to 1. A mean of none is 0.
+        The filtered frame of the same dtype, integers rounded; and float32 of its shape: the weight of valid values in
+        each mean, 0 to 1. A mean without valid values is 0.
 
     Source: normalized convolution (Knutsson and Westin, 1993).
     """
@@ -314,9 +315,9 @@ def blur(frame: Array, *, sigma: float | None) -> Array:
 
 
 def _resized_crop(sample: Sample, *, modalities: Sequence[Modality], augment: Augment, size: int, draw: Draw) -> Sample:
-    """Scale so that the short side is r·size, stretch, cut a random square, turned if need be, and pad.
+    """Scale so that the short side is r·size, stretch, crop a random square, rotated if requested, and pad.
 
-    Padding is at the right and bottom, and in the corners that a turn leaves bare.
+    Padding is at the right and bottom, and in the corners that a rotation leaves empty.
     """
     short_px = max(1, round(between(*augment.scale, draw.scale) * size))
     height, width = _stretched(*_short_side(*sample.size, short_px), augment=augment, draw=draw)
@@ -339,7 +340,7 @@ def _resized_crop(sample: Sample, *, modalities: Sequence[Modality], augment: Au
 
 
 def _stretched(height: int, width: int, *, augment: Augment, draw: Draw) -> tuple[int, int]:
-    """A size of another shape and about the same area; as likely wider by a factor as narrower by it."""
+    """A size with another aspect ratio and about the same area; wider and narrower are equally likely."""
     if augment.stretch == (1, 1):
         return height, width
     low, high = augment.stretch
@@ -350,10 +351,10 @@ def _stretched(height: int, width: int, *, augment: Augment, draw: Draw) -> tupl
 def _turned_crop(
     sample: Sample, *, modalities: Sequence[Modality], size: int, corner: tuple[int, int], degrees: float
 ) -> Sample:
-    """The square at a corner (top, left), cut out of the sample after it was turned about the square's middle.
+    """The square at a corner (top, left), after rotating the sample about the square's center.
 
-    Frames bilinear or nearest, as their modality says; the label nearest. Angles turn with the picture where their
-    modality says how (``Modality.turn``).
+    Frames bilinear or nearest, as their modality defines; the label nearest. Angles are also turned if their modality
+    defines how (``Modality.turn``).
     """
     turn = _turn_to_source(sample.size, size=size, corner=corner, degrees=degrees)
     inside = _warped(np.ones(sample.size, np.float32), turn, size=size, flag=cv2.INTER_LINEAR) >= HALF
@@ -377,7 +378,8 @@ def _turned_crop(
 
 
 def _turned(frame: Array, modality: Modality, gaps: Mask, turn: Array, *, size: int) -> tuple[Array, Mask]:
-    """A frame's turned square, and where less than half of what makes up a pixel was measured; outside all is 0."""
+    """A frame's rotated square, and where less than half of a pixel's weight was measured; outside the frame all is
+    0."""
     if modality.interpolation == "nearest":
         lost = _warped(gaps.astype(np.uint8), turn, size=size, flag=cv2.INTER_NEAREST) > 0
         return _warped(frame, turn, size=size, flag=cv2.INTER_NEAREST), lost
@@ -390,7 +392,7 @@ def _turned(frame: Array, modality: Modality, gaps: Mask, turn: Array, *, size: 
 
 
 def _turn_to_source(shape: tuple[int, int], *, size: int, corner: tuple[int, int], degrees: float) -> Array:
-    """(2, 3): where a pixel (x, y) of the turned square comes from; degrees count counterclockwise."""
+    """(2, 3): the source of a pixel (x, y) of the rotated square; degrees are counterclockwise."""
     (height, width), (top, left) = shape, corner
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = np.array([[cosine, -sine], [sine, cosine]])  # y points down
@@ -399,7 +401,7 @@ def _turn_to_source(shape: tuple[int, int], *, size: int, corner: tuple[int, int
 
 
 def _warped(array: Array, turn: Array, *, size: int, flag: int, border: int = 0) -> Array:
-    """The square that a matrix reads from an array; ``border`` where it reads beyond it."""
+    """The square that a matrix reads from an array; ``border`` outside the array."""
     result = cv2.warpAffine(
         np.ascontiguousarray(array), turn, (size, size), flags=flag | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT, borderValue=(border,) * 4,
@@ -408,12 +410,12 @@ def _warped(array: Array, turn: Array, *, size: int, flag: int, border: int = 0)
 
 
 def turn_angles(frame: Array, modality: Modality, *, degrees: float) -> Array:
-    """Turn the angle of [sine, cosine, sine] as its modality says that it turns with the picture.
+    """Turn the angle of [sine, cosine, sine] when the picture turns.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32, as stored.
-        modality: ``turn`` says by how many times the picture's turn; none or 0: nothing changes.
-        degrees: by which the picture was turned, counterclockwise.
+        modality: ``turn`` is the change of the angle relative to the picture's; None or 0: nothing changes.
+        degrees: rotation of the picture, counterclockwise.
 
     Returns:
         (H, W, 3) of the same dtype.
@@ -438,15 +440,15 @@ def turn_angles(frame: Array, modality: Modality, *, degrees: float) -> Array:
 
 
 def between(low: float, high: float, share: float) -> float:
-    """``low`` at 0, ``high`` at 1."""
+    """Linear interpolation: ``low`` at 0, ``high`` at 1."""
     return low + (high - low) * share
 
 
 def _has_own_mean(modality: Modality) -> bool:
-    """Whether padding is not a measurement rather than the value 0.
+    """Whether padding means no measurement, rather than the value 0.
 
-    The reference pads photos with black. A sensor that is normalized by its own mean may never see 0: raw thermal
-    values of 300 K would be padded with -65 deviations. Sparse sensors do: there 0 is "nothing", as where they measure.
+    The reference pads photos with black. A sensor that is normalized by its own mean may never have 0: raw thermal
+    values of 300 K would be padded with -65 deviations. Sparse sensors have 0 as "nothing", also where they measure.
     """
     is_own = modality.mean is not None and tuple(modality.mean) != IMAGENET["mean"]
     return is_own and modality.kind not in ("event", "lidar")
@@ -459,16 +461,17 @@ def zero(frame: Array, modality: Modality) -> float:
 
 
 def _pad(array: Array, *, size: int, value: float) -> Array:
-    """Fill up to (size, size) at the right and bottom."""
+    """Pad to (size, size) at the right and bottom."""
     missing = [(0, size - array.shape[0]), (0, size - array.shape[1]), (0, 0)][: array.ndim]
     return np.ascontiguousarray(np.pad(array, missing, constant_values=value) if np.any(missing) else array)
 
 
 def for_scoring(sample: Sample, *, modalities: Sequence[Modality], size: int, crop: Crop | None) -> Sample:
-    """The ``resized`` protocol: frames and label at the size that published figures are scored at.
+    """The ``resized`` protocol: frames and label at the size of published scores.
 
-    Without a crop: the short side becomes ``size``, then each side goes up to a multiple of 32 (the aspect changes
-    slightly). With one: the left columns are dropped, the short side becomes ``size``, the center square is cut.
+    Without a crop: the short side becomes ``size``, then each side is rounded up to a multiple of 32 (the aspect ratio
+    changes slightly). With a crop: the left columns are dropped, the short side becomes ``size``, and the center square
+    is cropped.
 
     Args:
         sample: with its label.
@@ -477,7 +480,7 @@ def for_scoring(sample: Sample, *, modalities: Sequence[Modality], size: int, cr
         crop: the data set's.
 
     Returns:
-        Frames bilinear (or as the modality says), label floor-nearest; 1042×1042 at 1024 becomes 1024×1024.
+        Frames bilinear (or as the modality defines), label floor-nearest; 1042×1042 at 1024 becomes 1024×1024.
 
     Source: METHOD §5, DATASETS §1.3, §1.5.
     """
@@ -491,12 +494,12 @@ def for_scoring(sample: Sample, *, modalities: Sequence[Modality], size: int, cr
 
 
 def for_prediction(sample: Sample, *, modalities: Sequence[Modality], size: int) -> Sample:
-    """The whole frame at the network's size; a label stays as it is.
+    """The whole frame at the network's size; a label does not change.
 
     Args:
         sample: with or without a label.
         modalities: of the sample's frames.
-        size: short side in pixels; then each side goes up to a multiple of 32.
+        size: short side in pixels; then each side is rounded up to a multiple of 32.
     """
     height, width = _short_side(*sample.size, size)
     frames = _resize(replace(sample, label=None), modalities=modalities, height=height, width=width)
@@ -516,7 +519,7 @@ def without_left(sample: Sample, crop: Crop | None) -> Sample:
 
 
 def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
-    """Frames as their modality says, the label floor-nearest."""
+    """Frames resized as their modality defines, the label floor-nearest."""
     known = {modality.name: modality for modality in modalities}
     frames, invalid = {}, {}
     for name, frame in sample.frames.items():
@@ -530,7 +533,8 @@ def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, widt
 def _resized(
     frame: Array, modality: Modality, invalid: Mask | None, *, height: int, width: int
 ) -> tuple[Array, Mask | None]:
-    """A frame and where it is invalid, at another size: of means, where valid values weigh less than half."""
+    """A frame and its invalid pixels at another size; a mean is invalid if valid values have less than half of its
+    weight."""
     if modality.interpolation == "nearest":
         gaps = None if invalid is None else resize_nearest(invalid, height=height, width=width)
         return resize_nearest(frame, height=height, width=width), gaps
@@ -547,7 +551,7 @@ def _resized(
 
 
 def on_grid(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
-    """Registered sensors of another resolution, resampled: nearest of distances and of sparse sensors, others bilinear.
+    """Resample aligned sensors of another resolution: nearest for distances and sparse sensors, others bilinear.
 
     Args:
         sample: its frames may have different sizes; its label, if any, has the wanted one.
@@ -564,7 +568,8 @@ def on_grid(sample: Sample, *, modalities: Sequence[Modality], height: int, widt
 
 
 def is_exact(modality: Modality) -> bool:
-    """Whether values between two of a sensor's mean nothing: between a wall and what stands before it there is none."""
+    """Whether interpolating a sensor's values is wrong: between a wall and an object in front of it there is
+    nothing."""
     return modality.interpolation == "nearest" or modality.kind in EXACT
 
 
@@ -577,7 +582,7 @@ def resize_nearest(array: Array, *, height: int, width: int) -> Array:
         width: of the result, in pixels.
 
     Returns:
-        (height, width[, C]) of the same dtype; the array itself where its size is right.
+        (height, width[, C]) of the same dtype; the array itself if its size is right.
 
     Source: DATASETS §1.3: "nearest-exact" differs by 1.3 points of mIoU, float index arithmetic by single pixels.
     """
@@ -597,11 +602,11 @@ def resize_bilinear(array: Array, *, height: int, width: int, antialias: bool = 
         array: (H, W, 3) uint8, uint16 or float32.
         height: of the result, in pixels.
         width: of the result, in pixels.
-        antialias: where a side shrinks, average over all pixels that become one: a triangle filter as wide as the
-            shrinking factor. Without, two pixels of each side count at every scale.
+        antialias: when a side shrinks, average over all pixels that become one: a triangle filter as wide as the
+            shrinking factor. Without it, two pixels per side are used at every scale.
 
     Returns:
-        (height, width, 3) of the same dtype, rounded to the nearest integer; the array itself where its size is right.
+        (height, width, 3) of the same dtype, rounded to the nearest integer; the array itself if its size is right.
 
     Source: METHOD §5, "How the reference resizes".
     """
@@ -610,14 +615,14 @@ def resize_bilinear(array: Array, *, height: int, width: int, antialias: bool = 
         return array
     if antialias and (height < rows or width < columns):
         return cv2.merge([_antialiased(plane, height=height, width=width) for plane in cv2.split(array)])
-    # OpenCV's arithmetic on 8-bit values is one level low in an eighth of the results; on others it is in float32.
+    # OpenCV's 8-bit arithmetic is one level too low in an eighth of the results; for other types it uses float32.
     values = np.ascontiguousarray(array, np.float32 if array.dtype == np.uint8 else array.dtype)
     return _rounded(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), array.dtype)
 
 
 def _antialiased(plane: Array, *, height: int, width: int) -> Array:
-    """One channel through PyTorch's triangle filter, the very one of the reference: (H, W) -> (height, width)."""
-    import torch  # here alone, as in to_tensor
+    """One channel through PyTorch's triangle filter, the same as in the reference: (H, W) -> (height, width)."""
+    import torch  # imported here, as in to_tensor
 
     values = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]  # (H, W) -> (1, 1, H, W)
     result = torch.nn.functional.interpolate(values, size=(height, width), mode="bilinear", antialias=True)
@@ -625,7 +630,7 @@ def _antialiased(plane: Array, *, height: int, width: int) -> Array:
 
 
 def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
-    """float32 in the range of a dtype as that dtype, integers rounded to the nearest, halves to even."""
+    """float32 values in a dtype's range converted to this dtype; integers rounded to the nearest, halves to even."""
     if values.dtype == dtype:
         return values
     # OpenCV rounds 8 bits and casts at once, five times as fast.
@@ -633,21 +638,21 @@ def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _each(sample: Sample, change: Callable[[Array], Array]) -> Sample:
-    """The same change to every frame, to where it is invalid, and to the label."""
+    """The same change for every frame, its invalid pixels, and the label."""
     frames = {name: change(frame) for name, frame in sample.frames.items()}
     invalid = {name: change(gaps) for name, gaps in sample.invalid.items()}
     return Sample(frames, None if sample.label is None else change(sample.label), invalid)
 
 
 def _short_side(height: int, width: int, short_px: int) -> tuple[int, int]:
-    """Height and width, the short side being ``short_px``; see LONGEST."""
+    """Height and width with a short side of ``short_px``; see LONGEST."""
     shorter = min(height, width)
     rows, columns = (min(round(side * short_px / shorter), LONGEST * short_px) for side in (height, width))
     return rows, columns
 
 
 def seen_size(height: int, width: int, *, size: int) -> tuple[int, int]:
-    """Height and width at which a whole frame is shown to the network, as of :func:`for_prediction`."""
+    """Height and width of a whole frame at the network's size, as in :func:`for_prediction`."""
     rows, columns = _short_side(height, width, size)
     return _up(rows), _up(columns)
 
@@ -658,25 +663,25 @@ def _up(side: int) -> int:
 
 
 def full_scale(frame: Array) -> int:
-    """The value that counts as 1."""
+    """The stored value that counts as 1."""
     return int(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1
 
 
 def to_tensor(frame: Array, modality: Modality, *, invalid: Mask | None = None) -> torch.Tensor:
-    """Stored values → what the modality says they mean, then normalized; 0 where nothing was measured.
+    """Stored values → scaled and normalized values; 0 where there is no measurement.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32.
-        modality: gives ``scale`` (none: uint8 / 255, uint16 / 65535, floating point as stored) and ``offset``, mean and
-            standard deviation, if any.
-        invalid: (H, W, 3), True where nothing was measured.
+        modality: has ``scale`` (None: uint8 / 255, uint16 / 65535, floating point unchanged) and ``offset``, and
+            possibly mean and standard deviation.
+        invalid: (H, W, 3), True where there is no measurement.
 
     Returns:
         (3, H, W) float32, contiguous.
     """
-    import torch  # here alone: preparing a data set waits for no torch
+    import torch  # imported here, so that preparing a data set needs no torch
 
-    # Planes of their own: ten times as fast as arithmetic between triples.
+    # Separate planes: ten times as fast as arithmetic on triples.
     values = np.empty((frame.shape[2], *frame.shape[:2]), np.float32)
     values[:] = frame.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     if modality.scale is None:

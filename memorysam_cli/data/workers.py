@@ -1,9 +1,9 @@
-"""Reading ahead in worker processes, without their changing what is read or how an error looks.
+"""Loading data in worker processes, with the same items, order and errors as in one process.
 
-A :class:`Source` gives one item for one index, the same whoever asks. Workers may die: what one was reading is read
-again by another, and the order stays. torch's ``DataLoader`` ends with its first dead worker, at whatever line the main
-thread just is, and cannot tell which item killed it. Here every worker has a connection of its own: its end tells at
-once who died over what, and no torn message can block the others.
+A :class:`Source` returns one item per index, the same in every process. If a worker dies, another one reads its item
+again, and the order stays. torch's ``DataLoader`` instead ends with its first dead worker, at any line of the main
+thread, and does not know which item was the cause. Here every worker has a separate connection. Its end shows
+immediately which worker died and on which item, and an incomplete message cannot block the others.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from memorysam_cli.storage import handover
 
 Item = TypeVar("Item")
 TIMEOUT_S = 300.0
-"""A worker that gives nothing for this long hangs; waiting for ever is no answer."""
+"""Seconds without an answer after which a worker counts as hung."""
 DEATHS = 3
-"""An item that has killed its reader this often is not read any more."""
+"""Number of workers that an item may crash before it is given up."""
 IN_A_ROW = 5
-"""So many such items without one that could be read between them: then it is the machine, not the files."""
+"""Number of such items in a row after which the machine is to blame, not the files."""
 AHEAD = 2
-"""Items that each worker or thread reads ahead."""
+"""Number of items that each worker or thread loads in advance."""
 END_S = 5
-"""How long we wait for the end of a process that is ending."""
+"""Seconds to wait for the end of a process that is ending."""
 
 _TOO_FEW = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _MORE = (
@@ -48,21 +48,21 @@ _MORE = (
     "0; in training --set data.workers=0); memorysam doctor shows the limits"
 )
 GRACE_S = 60
-"""A worker outlives SIGTERM by this long."""
+"""Seconds by which a worker survives SIGTERM."""
 POLL_S = 0.5
-"""How often one that waits looks around."""
+"""Seconds between two checks while waiting."""
 
 
 @dataclass(frozen=True)
 class ItemError:
-    """What reading an item raised; travels in the item's place."""
+    """The error of reading an item, returned in the item's place."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class LostPart:
-    """A part of an item that cannot be read without the death of its reader."""
+    """A part of an item that crashes every worker that reads it."""
 
     part: Any
     """One of :meth:`Source.parts`."""
@@ -71,29 +71,29 @@ class LostPart:
 
 @runtime_checkable
 class Pinnable(Protocol):
-    """An item that can lie in page-locked memory, from which it travels to a device while that computes."""
+    """An item that can be in page-locked memory, for a transfer to a device while that computes."""
 
     def pin_memory(self) -> Self:
-        """The same item there."""
+        """The same item in page-locked memory."""
 
 
 class Source(Generic[Item]):
-    """Gives one item for one index, in this process or in a worker."""
+    """Returns one item per index, in this process or in a worker."""
 
     def item(self, index: Any) -> Item:
-        """The item of an index; the same whoever asks."""
+        """The item of an index, the same in every process."""
         raise NotImplementedError
 
     def name(self, index: Any) -> str:
-        """What the item is made of, for people."""
+        """The content of the item, for messages."""
         return f"item {index}"
 
     def parts(self, index: Any) -> Sequence[Any]:
-        """Indices of what the item is made of, each of which can be read alone; itself where it is one."""
+        """Indices of the parts of an item, each of which can be read alone; the index itself if it has one part."""
         return (index,)
 
     def instead(self, index: Any, lost: Sequence[LostPart]) -> Any:  # noqa: ARG002  (for those that override it)
-        """The index to read in the place of one whose reader dies.
+        """The index to read instead of one that crashes workers.
 
         Raises:
             DataError: there is none.
@@ -101,7 +101,7 @@ class Source(Generic[Item]):
         raise lost[0].error
 
     def answer(self, index: Any) -> Item | ItemError:
-        """The item, or the user's fault in its place."""
+        """The item, or the user's error in its place."""
         try:
             return self.item(index)
         except MemorySamError as error:
@@ -111,22 +111,22 @@ class Source(Generic[Item]):
 def load(
     source: Source[Item], indices: Sequence[Any], *, workers: int, timeout_s: float | None = None
 ) -> Iterator[Item]:
-    """The items of ``indices`` in their order, whatever happens to the workers.
+    """The items of ``indices`` in their order, even if workers die.
 
-    A worker that dies or hangs is replaced, with one warning, and what it had in hand is read again: nothing is lost
-    or doubled, for an item is a pure function of its index. An item that has killed its reader three times is given
-    up: the source says what takes its place.
+    A worker that dies or hangs is replaced, with one warning, and its items are read again. Nothing is lost or
+    duplicated, because an item is a pure function of its index. An item that has crashed three workers is given up; the
+    source decides what replaces it.
 
     Args:
-        source: what to read; goes to the workers as it is.
-        indices: what to ask it for.
-        workers: processes that read ahead; 0 reads in this one.
-        timeout_s: when a worker counts as hanging; none: :data:`TIMEOUT_S`.
+        source: what to read; it is sent to the workers.
+        indices: the items to read.
+        workers: number of processes that load data; 0: this process.
+        timeout_s: seconds after which a worker counts as hung; None: :data:`TIMEOUT_S`.
 
     Raises:
-        MemorySamError: what reading an item raised, with its own class and message.
-        DataError: an item kills its readers, and its source has nothing in its place.
-        EnvironmentFault: workers cannot be started, or die whatever they read.
+        MemorySamError: the error of reading an item, with its own class and message.
+        DataError: an item crashes workers, and its source has no replacement.
+        EnvironmentFault: workers cannot be started, or die on every item.
     """
     workers = min(workers, len(indices))
     if not workers:
@@ -143,17 +143,17 @@ def load(
 
 
 def load_in_threads(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
-    """As :func:`load`, by threads of this process, which may not fork: decoding leaves Python's lock alone.
+    """As :func:`load`, with threads, for processes that may not fork; decoding releases Python's lock.
 
-    A fault that would kill a worker process kills this one.
+    A crash ends the whole process instead of a worker.
 
     Args:
         source: what to read.
-        indices: what to ask it for.
-        workers: threads that read ahead; 0 reads in this one.
+        indices: the items to read.
+        workers: number of threads that load data; 0: the calling thread.
 
     Raises:
-        MemorySamError: what reading an item raised.
+        MemorySamError: the error of reading an item.
     """
     ahead: deque[Future[Item]] = deque()
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="read") as pool:
@@ -170,12 +170,12 @@ def load_in_threads(source: Source[Item], indices: Sequence[Any], *, workers: in
 
 
 def _read(source: Source[Item], index: Any) -> Item:
-    """An item, in page-locked memory where there is CUDA."""
+    """An item, in page-locked memory if there is CUDA."""
     return _pinned(source.item(index))
 
 
 def _pinned_ahead(pool: Pool[Item], count: int) -> Iterator[Item]:
-    """A pool's items in page-locked memory; the next one is copied there while this one is used."""
+    """A pool's items in page-locked memory; the next one is copied while this one is used."""
 
     def take(number: int) -> Item:
         return _pinned(_item(pool.take(number)))
@@ -200,48 +200,48 @@ def _item(answer: Item | ItemError) -> Item:
 
 
 def _pinned(item: Item) -> Item:
-    """An item in page-locked memory, where there is CUDA and it can be there."""
+    """An item in page-locked memory, if there is CUDA and the item supports it."""
     return item.pin_memory() if isinstance(item, Pinnable) and torch.cuda.is_available() else item
 
 
 @dataclass(eq=False)
 class _Task:
-    """An item to be read."""
+    """An item to read."""
 
     number: int
     """Its place in the order."""
     index: Any
     deaths: int = 0
     is_suspect: bool = False
-    """Was in the hands of a worker that died: read alone from now on, so that the next death says whose it is."""
+    """Whether its worker died; it is then read alone, so that the cause of the next crash is known."""
     is_second_choice: bool = False
-    """What is read in the place of an item that was given up."""
+    """The index that replaces an item that was given up."""
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, and what it was asked for, in its order; it is busy with the first."""
+    """A process, and its items in order; it is reading the first."""
 
     process: BaseProcess
     connection: Connection
     tasks: deque[_Task] = field(default_factory=deque)
     waited_s: float = 0
-    """For how long we have waited for its next answer."""
+    """Seconds of waiting for its next answer."""
 
     @property
     def is_free(self) -> bool:
-        """Whether it takes another item."""
+        """Whether it can take another item."""
         return len(self.tasks) < AHEAD and not any(task.is_suspect for task in self.tasks)
 
 
 class Pool(Generic[Item]):
-    """Reads the items of some indices ahead.
+    """Loads the items of some indices in advance.
 
     Args:
         source: what to read.
-        indices: what to ask it for; their order is that of :meth:`take`.
-        workers: processes, at least 1.
-        timeout_s: a worker that is waited for and gives nothing for this long hangs, and is killed.
+        indices: the items, in the order of :meth:`take`.
+        workers: number of processes, at least 1.
+        timeout_s: seconds after which a worker without an answer counts as hung, and is killed.
 
     Raises:
         EnvironmentFault: no process can be started.
@@ -261,7 +261,7 @@ class Pool(Generic[Item]):
             self._workers.append(self._start())
 
     def take(self, number: int) -> Item | ItemError:
-        """The item with this number; to be called with 0, 1, 2, … in turn.
+        """The item with this number; call it with 0, 1, 2, … in turn.
 
         Raises:
             EnvironmentFault: workers cannot be started again.
@@ -273,11 +273,11 @@ class Pool(Generic[Item]):
         return self._done.pop(number)
 
     def cancel(self) -> None:
-        """Let a :meth:`take` that waits in another thread end, with an exception."""
+        """End a :meth:`take` that is waiting in another thread, with an exception."""
         self._is_ended = True
 
     def close(self) -> None:
-        """End the workers; once or often."""
+        """End the workers; may be called repeatedly."""
         self._end()
 
     def _start(self) -> _Worker:
@@ -296,7 +296,7 @@ class Pool(Generic[Item]):
         return _Worker(process, ours)
 
     def _hand_out(self, *, before: int) -> None:
-        """Give the workers what to do; what is read again goes first, each to a worker of its own."""
+        """Assign items to the workers; items that are read again come first, each alone in a worker."""
         while self._again:
             idle = next((worker for worker in self._workers if not worker.tasks), None)
             if idle is None:
@@ -319,14 +319,14 @@ class Pool(Generic[Item]):
             self._bury(worker)
 
     def _receive(self) -> None:
-        """Wait a little; take what is there, and see who died or hangs."""
+        """Wait a little; receive answers, and find workers that died or hang."""
         if self._is_ended:
             raise RuntimeError("the pool of data workers is closed")
         busy = [worker for worker in self._workers if worker.tasks]
         begun = time.monotonic()
         poll_s = min(POLL_S, self._timeout_s / 4)
         ready = wait([worker.connection for worker in busy], timeout=poll_s)
-        # Not the clock's: a process that was stopped for an hour has not waited for an hour.
+        # Not clock time: a process that was stopped for an hour has not waited for an hour.
         waited_s = min(time.monotonic() - begun, 2 * poll_s)
         for worker in busy:
             if worker.connection in ready:
@@ -355,7 +355,7 @@ class Pool(Generic[Item]):
         self._done[task.number] = answer
 
     def _bury(self, worker: _Worker, *, hung: bool = False) -> None:
-        """Put another in a worker's place, and have what it was asked for read again."""
+        """Replace a worker, and have its items read again."""
         how = _ending(worker.process, after_s=self._timeout_s if hung else None)
         worker.connection.close()
         for task in worker.tasks:
@@ -372,7 +372,7 @@ class Pool(Generic[Item]):
         self._workers[self._workers.index(worker)] = self._start()
 
     def _give_up(self, task: _Task, how: str) -> None:
-        """Find out what of an item kills its readers, and let the source say what takes its place."""
+        """Find out which part of an item crashes workers, and ask the source for a replacement."""
         self._given_up += 1
         task.deaths, task.is_second_choice = 0, True
         try:
@@ -394,12 +394,12 @@ class Pool(Generic[Item]):
                 for part in guilty
             ]  # fmt: skip
             task.index = self._source.instead(task.index, found)
-        except MemorySamError as error:  # in its place in the order: what comes before it is still read
+        except MemorySamError as error:  # in its place in the order: earlier items are still read
             self._again.remove(task)
             self._done[task.number] = ItemError(error)
 
     def _kills(self, index: Any) -> bool:
-        """Whether an item kills a worker of its own."""
+        """Whether an item crashes a separate worker."""
         worker = self._start()
         worker.tasks.append(_Task(0, index))
         try:
@@ -420,7 +420,7 @@ def _load(worker: _Worker) -> int:
 
 
 def _ending(process: BaseProcess, *, after_s: float | None) -> str:
-    """How a process ended; one that hangs is ended first."""
+    """How a process ended; a hung one is ended first."""
     if after_s is None:
         process.join(END_S)
     if process.exitcode is None:
@@ -434,7 +434,7 @@ def _ending(process: BaseProcess, *, after_s: float | None) -> str:
 
 
 def _end(workers: list[_Worker], owner: int) -> None:
-    """End all, at once: they read, and write nothing. For their owner alone, not for a process that it forked."""
+    """End all workers at once; they only read, so nothing is lost. Only for their owner, not for a forked child."""
     if os.getpid() != owner:
         return
     for worker in workers:
@@ -446,18 +446,18 @@ def _end(workers: list[_Worker], owner: int) -> None:
 
 
 def work(source: Source[Any], connection: Connection, parent: int) -> None:
-    """Answer until nobody asks any more.
+    """Answer until the parent stops asking.
 
     Args:
-        source: what is read.
-        connection: takes indices, gives items or faults.
+        source: what to read.
+        connection: receives indices, sends items or errors.
         parent: the process that asks.
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # A terminal or a scheduler may send them to all: the parent still has a step to finish and a checkpoint to write.
     for number in SIGNAL_EXIT_CODES:
-        # An alarm is this one's own; processor time is counted for each process, and a new worker has all of it.
+        # An alarm belongs to this process; CPU time is counted per process, and a new worker starts at zero.
         is_own = number.name in {"SIGALRM", "SIGXCPU"}
         signal.signal(number, signal.SIG_DFL if is_own else signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
@@ -477,7 +477,7 @@ def _answer_once(source: Source[Any], connection: Connection) -> None:
         handover.send(connection, source.answer(index))
     except (EOFError, ConnectionError):
         raise
-    except Exception as error:  # a bug of ours, or memory: for the parent to raise
+    except Exception as error:  # a bug, or missing memory: the parent raises it
         answer = error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
         answer.add_note(traceback.format_exc())
         handover.send(connection, ItemError(answer))

@@ -180,7 +180,7 @@ def saving(is_on: bool, function: Function) -> Function:
         return function
 
     def again(*args: object, **options: object) -> object:
-        # Among its own positional arguments alone checkpoint looks for the device whose random state it keeps.
+        # checkpoint finds the device of the random state only from its own positional arguments.
         return checkpoint(lambda args, options: function(*args, **options), args, options, use_reentrant=False)
 
     return again  # type: ignore[return-value]

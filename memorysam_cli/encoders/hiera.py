@@ -125,7 +125,7 @@ def stages(trunk: Hiera, images: Tensor, *, saver: bool = False, compiled: Block
     most = CACHED if tokens.device.type == "cpu" else LARGE
     for number, block in enumerate(trunk.blocks):
         tokens, order = order.moved(tokens, block.window_size)
-        # Up to stride 16 a block keeps two and four times as much as later, for no more arithmetic.
+        # Up to stride 16 a block stores two to four times as much as later blocks, for the same arithmetic.
         again = learning and (saver or number <= trunk.q_pool_blocks[1] or block.q_stride is not None)
         if compiled:
             tokens = saving(again, compiled)(block, tokens, order.windows())
@@ -214,7 +214,7 @@ class _Again(torch.autograd.Function):
         kind, dtype, is_on = ctx.autocast
         with torch.autocast(kind, dtype=dtype, enabled=is_on):
             half = FeedForward.of(ctx.block)
-            # From the last share to the first, the order in which autograd adds up what the shares give.
+            # From the last chunk to the first, the order in which autograd adds up the chunks.
             for (part, groups), end in reversed(list(zip(ctx.parts, _ends(ctx.block, ctx.parts), strict=True))):
                 share = tokens[part].detach().requires_grad_(wants_tokens)
                 with torch.enable_grad():
@@ -250,7 +250,7 @@ def attend(
     if block.q_stride:
         shortcut = torch.cat([_pool(*part) for part in zip(torch.split(shortcut, lengths), groups, strict=True)])
         parts[0] = tuple(_pool(*part) for part in zip(parts[0], groups, strict=True))
-    # An empty token is zero after the norm: its key and value are what the projection makes of zero.
+    # An empty token is zero after the norm: its key and value are the projection of zero.
     is_cut = any(group.missing for group in groups)
     empty = project(block.attn.qkv, normed.new_zeros(1, normed.shape[-1]))[1:] if is_cut else []
     mixed = [

@@ -39,7 +39,7 @@ def use_fast_linears(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in parent._modules.items():
             if type(child) is nn.Linear:
-                if child not in fast:  # a layer with two places stays one layer
+                if child not in fast:  # a layer used in two places stays one layer
                     fast[child] = _fast(child)
                 parent._modules[name] = fast[child]
 
@@ -70,7 +70,7 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, *, activation: A
     if torch.compiler.is_compiling():
         return _activate(_opaque_product(tokens, weight, bias), activation)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (tokens, weight, bias)):
-        # Rows: what comes out of oneDNN with more dimensions is a view, which nothing could change in place.
+        # As rows: with more dimensions oneDNN returns a view, which cannot be changed in place.
         rows: Tensor = _Product.apply(tokens.reshape(-1, tokens.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
         return _activate(rows.view(*tokens.shape[:-1], weight.shape[0]), activation)
     return _direct(tokens, weight, bias, activation=activation)
@@ -94,7 +94,7 @@ def _is_direct(tokens: Tensor, weight: Tensor) -> bool:
         tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype
         and tokens.dtype in TYPES
-        and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())  # a compiler cannot ask
+        and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())  # a compiler cannot check this
         and weight.shape[1] > 0
         and tokens.numel() >= FEW * weight.shape[1]
     )
@@ -137,7 +137,7 @@ class _Product(torch.autograd.Function):
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
         by_weight = None
         if wants_weight:
-            # oneDNN copies its first operand into order: that is the narrower one.
+            # oneDNN copies its first operand if it is not contiguous, so that is the narrower one.
             is_wide = gradient.shape[1] > rows.shape[1]
             by_weight = product(rows.t(), gradient.t()).t() if is_wide else product(gradient.t(), rows.t())
         by_rows = product(gradient, weight.t()) if wants_rows else None
@@ -277,7 +277,7 @@ def _by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     scale, step = query.shape[-1] ** -0.5, max(1, SCORES_BYTES // (8 * key.shape[2]))
     for sample in range(query.shape[0]):
         for head in range(query.shape[1]):
-            # Contiguous: oneDNN is far slower with rows that lie apart.
+            # Contiguous, because oneDNN is much slower with separate rows.
             keys, values = key[sample, head] * scale, value[sample, head].t().contiguous()
             for rows, part in zip(
                 torch.split(result[sample, :, head], step), torch.split(query[sample, head], step), strict=True

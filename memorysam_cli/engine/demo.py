@@ -1,6 +1,6 @@
-"""The demo: mini-DELIVER is rendered, a MemorySAM trained on it, scored, and used; twice, with all sensors and RGB.
+"""The demo: render mini-DELIVER, then train, evaluate and use a model, with all sensors and with RGB alone.
 
-It walks through the same functions as ``prepare``, ``train``, ``evaluate`` and ``predict``.
+It calls the same functions as ``prepare``, ``train``, ``evaluate`` and ``predict``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RGB = "img"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured; mIoU in percent on the validation split, ``resized`` protocol."""
+    """The results of the demo; mIoU in % on the validation split, ``resized`` protocol."""
 
     miou: float
     miou_rgb: float
@@ -69,12 +69,12 @@ def run_demo(
     """Prepare, train, evaluate and predict in ``folder``.
 
     Args:
-        seed: of the scenes and, added to the recipe's, of the training.
-        scenes: how many to render.
+        seed: of the scenes; for training it is added to the recipe's seed.
+        scenes: number of scenes to render.
         overrides: recipe values to change, ``key=value``.
 
     Raises:
-        UsageError: the folder holds other scenes, or an override is wrong.
+        UsageError: the folder has other scenes, or an override is wrong.
     """
     begin = time.monotonic()
     recipe = recipes.load(RECIPE, overrides)
@@ -105,7 +105,7 @@ def run_demo(
 
 
 def majority_miou(result: Evaluation, majority: int) -> float:
-    """The mIoU, in percent, of answering one class everywhere on the scenes of an evaluation."""
+    """The mIoU, in %, of predicting one class for every pixel of an evaluation's scenes."""
     truth = result.confusion(HEADLINE).sum(dim=1)  # (K, K) -> (K,) pixels of each true class
     constant = torch.zeros(len(truth), len(truth), dtype=truth.dtype)
     constant[:, majority] = truth
@@ -113,7 +113,7 @@ def majority_miou(result: Evaluation, majority: int) -> float:
 
 
 def prepare_scenes(root: Path, *, seed: int, scenes: int = SCENES) -> tuple[Manifest, int]:
-    """Render and check scenes; gives the manifest and the commonest class of the training split."""
+    """Render and check scenes; returns the manifest and the most common class of the training split."""
     with console.progress(scenes, "render") as progress:
         preparation.render_synthetic(
             root, layout="deliver", scenes=scenes, size=SIZE, seed=seed, advance=progress.advance

@@ -1,6 +1,6 @@
-"""``memorysam doctor``: what of this machine helps or hinders, and the remedy.
+"""``memorysam doctor``: problems of this machine, and how to fix them.
 
-Each check gives its findings; they run one after the other, and one that crashes is a finding, too.
+Each check returns its findings. Checks run one after another; a check that crashes is a finding, too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from packaging.version import Version
 from memorysam_cli.engine import surroundings
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import counted
 
 State = Literal["ok", "warning", "problem"]
 OLDEST_PYTHON = (3, 11)
@@ -35,11 +36,11 @@ IMPORT_PATIENCE_S = 60
 DRIVER = "nvidia-smi"
 DRIVER_QUERY = ("--query-gpu=driver_version,name,memory.total", "--format=csv,noheader")
 LITTLE_GPU_GB = 6
-"""Of GPU memory: with less even inference of the larger backbones does not fit."""
+"""GPU memory: with less, even inference of the larger backbones does not fit."""
 CUDA_BUILD = "install the CUDA build of torch: https://pytorch.org/get-started/locally"
 LITTLE_MEMORY_GB = 2
 OVERLOAD = 1.5
-"""Processes that want to compute for each core, over the last minute: more, and a run is several times slower."""
+"""Processes per core that want to compute, over the last minute. With more, a run is several times slower."""
 LITTLE_DISK_GB, NO_DISK_GB = 5, 0.5
 LITTLE_SHARED_GB = 1
 FEW_FILES = 1024
@@ -51,13 +52,13 @@ FETCH_AHEAD = "fetch weights ahead where there is a network (memorysam weights f
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found."""
+    """A checked property, and the result."""
 
     name: str
     state: State
     found: str
     remedy: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if everything is fine."""
 
 
 Check = Callable[[], Iterable[Finding]]
@@ -69,7 +70,7 @@ def ok(name: str, found: str) -> Finding:
 
 
 def warning(name: str, found: str, remedy: str) -> Finding:
-    """Something will be slow, or will not work that not everybody needs."""
+    """Something will be slow, or a feature that not everybody needs will not work."""
     return Finding(name, "warning", found, remedy)
 
 
@@ -79,7 +80,7 @@ def problem(name: str, found: str, remedy: str) -> Finding:
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter, and whether it has an environment of its own."""
+    """The interpreter, and whether it runs in a virtual environment."""
     found = f"{platform.python_version()} ({platform.python_implementation()}, {platform.machine()})"
     if sys.version_info < OLDEST_PYTHON:
         yield problem("Python", found, f"install Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
@@ -94,10 +95,11 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Every package that memorysam asks for, at a version that it asks for."""
+    """Every package that memorysam requires, with a version that it supports."""
     for text in metadata.requires("memorysam") or ():
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):  # an extra's, or another platform's
+        # for an extra, or for another platform
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         name, bounds = wanted.name, wanted.specifier
         try:
@@ -112,12 +114,12 @@ def packages() -> Iterator[Finding]:
 
 
 def fits(version: str, bounds: SpecifierSet) -> bool:
-    """Whether a version is within bounds; what follows its numbers, such as ``+cpu`` or ``rc1``, does not count."""
+    """Whether a version is within bounds; a suffix such as ``+cpu`` or ``rc1`` does not count."""
     return bounds.contains(Version(version).base_version)
 
 
 def opencv() -> Iterator[Finding]:
-    """That OpenCV is there once, and without windows."""
+    """That OpenCV is installed once, and without a GUI."""
     others = [name for name in ("opencv-python", "opencv-contrib-python") if _is_installed(name)]
     if others:
         yield warning(
@@ -129,7 +131,8 @@ def opencv() -> Iterator[Finding]:
 
 
 def torchvision() -> Iterator[Finding]:
-    """Whether torchvision is absent, sound or broken; asked of a process of its own, for a broken one may crash."""
+    """Whether torchvision is absent, working or broken; tested in a separate process, because a broken one may
+    crash."""
     if not _is_installed("torchvision"):
         yield ok("torchvision", "absent (memorysam does not need it)")
         return
@@ -162,10 +165,10 @@ def _is_installed(name: str) -> bool:
 
 
 def torch_build() -> Iterator[Finding]:
-    """torch's build, and the devices that it sees."""
+    """torch's build, and its devices."""
     import torch as library
 
-    threads = f"{library.get_num_threads()} threads"
+    threads = f"{counted(library.get_num_threads(), 'thread')}"
     yield ok("torch build", f"{library.__version__}, {threads}")
     driver = driver_lines()
     if library.cuda.is_available():
@@ -175,12 +178,12 @@ def torch_build() -> Iterator[Finding]:
         yield ok("device", "mps (Apple)")
     elif driver and library.version.cuda is None:
         yield problem(
-            "CUDA", f"a GPU is there ({driver[0]}), but torch is a CPU build: all would run on the CPU", CUDA_BUILD
+            "CUDA", f"there is a GPU ({driver[0]}), but torch is a CPU build: all would run on the CPU", CUDA_BUILD
         )
     elif driver:
         yield problem(
             "CUDA",
-            f"a GPU is there ({driver[0]}), but torch for CUDA {library.version.cuda} cannot use it",
+            f"there is a GPU ({driver[0]}), but torch for CUDA {library.version.cuda} cannot use it",
             "update the driver, or install a torch built for an older CUDA; look at CUDA_VISIBLE_DEVICES, too",
         )
     else:
@@ -204,7 +207,7 @@ def _gpu(index: int) -> Iterator[Finding]:
 
 
 def driver_lines() -> list[str]:
-    """What NVIDIA's driver says of each GPU; none without a driver."""
+    """The lines of NVIDIA's driver on each GPU; none without a driver."""
     program = shutil.which(DRIVER)
     if program is None:
         return []
@@ -216,7 +219,7 @@ def driver_lines() -> list[str]:
 
 
 def network() -> Iterator[Finding]:
-    """That SAM2's classes, PEFT's adapters and our memory compute something finite: nano on two 64 pixel frames."""
+    """That SAM2's classes, PEFT's adapters and our memory compute finite values: nano on two 64 pixel frames."""
     import torch as library
 
     from memorysam_cli import recipe as recipes
@@ -250,7 +253,7 @@ def network() -> Iterator[Finding]:
 
 
 def disks() -> Iterator[Finding]:
-    """Where memorysam writes: here, the data, and the cache of weights."""
+    """The folders in which memorysam writes: here, the data, and the cache of weights."""
     data = Path(os.environ.get("MEMORYSAM_DATA", "data"))
     yield from _disk("here", Path.cwd(), "start in a folder that you may write, or give --out")
     if data.is_dir():
@@ -259,14 +262,15 @@ def disks() -> Iterator[Finding]:
 
 
 def hub_cache() -> Path:
-    """Where the Hub's client keeps files, as the environment says."""
+    """The cache folder of the Hub's client, from the environment."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def shared_memory() -> Iterator[Finding]:
-    """What processes with a GPU each (NCCL) and Ray meet in; data workers need none. Containers often have 64 MB."""
+    """Shared memory, which processes with a GPU each (NCCL) and Ray use; data workers need none. Containers often have
+    64 MB."""
     if not SHARED.is_dir():
         return
     import torch as library
@@ -283,7 +287,7 @@ def shared_memory() -> Iterator[Finding]:
 
 
 def limits() -> Iterator[Finding]:
-    """How many files a process may have open, and how much memory it may take."""
+    """Limits of open files and of memory for a process."""
     if sys.platform == "win32":
         return
     import resource
@@ -302,7 +306,7 @@ def limits() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """The RAM that is free: the machine's, or what its container may use."""
+    """Free RAM, of the machine or its container."""
     room = surroundings.memory()
     found = f"{room.free / 1e9:.1f} of {room.total / 1e9:.1f} GB available, {os.cpu_count()} CPUs"
     if room.free < LITTLE_MEMORY_GB * 1e9:
@@ -312,12 +316,13 @@ def memory() -> Iterator[Finding]:
 
 
 def load() -> Iterator[Finding]:
-    """Whether others compute here: threads that wait for a core make each step of ours wait for the slowest."""
+    """Whether other programs compute here. Threads that wait for a core make each step as slow as the slowest
+    thread."""
     if not hasattr(os, "getloadavg"):
         return
-    cores = os.cpu_count() or 1  # all: the load is that of the whole machine, whichever cores are ours
+    cores = os.cpu_count() or 1  # all cores, because the load is that of the whole machine
     waiting, _, _ = os.getloadavg()
-    found = f"{waiting:.1f} processes compete for {cores} cores"
+    found = f"{waiting:.1f} processes compete for {counted(cores, 'core')}"
     if waiting > OVERLOAD * cores:
         remedy = (
             "end what else computes here (top shows it), or leave it its cores: OMP_NUM_THREADS=N memorysam …, with N "
@@ -329,7 +334,7 @@ def load() -> Iterator[Finding]:
 
 
 def encoding() -> Iterator[Finding]:
-    """Whether file names and class names can be written as they are."""
+    """Whether the terminal's encoding can print file names and class names."""
     encoding = sys.getfilesystemencoding().lower()
     if encoding.replace("-", "") != "utf8":
         yield warning("encoding", encoding, "export PYTHONUTF8=1, so that names beyond ASCII can be read and shown")
@@ -338,7 +343,7 @@ def encoding() -> Iterator[Finding]:
 
 
 def _disk(name: str, folder: Path, remedy: str) -> Iterator[Finding]:
-    """Whether a folder (or the nearest one above it that exists) can be written, and has room."""
+    """Whether a folder (or its nearest existing parent) is writable, and has space."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -372,7 +377,7 @@ def hub() -> Iterator[Finding]:
         request = urllib.request.Request(address, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_PATIENCE_S) as reply:
             yield ok(HUB, f"{address} answers ({reply.status})")
-    except urllib.error.HTTPError as reply:  # it answers: a page that is not there is no fault of the network's
+    except urllib.error.HTTPError as reply:  # it answers: a missing page is not a network problem
         if reply.code < 500:
             yield ok(HUB, f"{address} answers ({reply.code})")
         else:

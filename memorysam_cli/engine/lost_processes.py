@@ -1,7 +1,7 @@
-"""Which of several processes is lost: reported by connections that the kernel closes, whatever a process died of.
+"""Detection of lost processes, by connections that the kernel closes when a process dies for any reason.
 
-Every process holds one connection to the first, which passes on what it learns. The engines of ``torch.distributed``
-notice a loss late (NCCL: when patience ends, and then by a crash) or without a name (gloo).
+Every process has a connection to the first one, which passes on what it learns. The backends of ``torch.distributed``
+notice a loss late (NCCL: after its time-out, and then by a crash) or without naming the process (gloo).
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from typing import NamedTuple
 from memorysam_cli.errors import MemorySamError, environment_fault, signal_exit_code
 
 GRACE_S = 20.0
-"""For how long a process may continue after another was lost: the sum that it waits in should fail by then."""
+"""Seconds that a process may continue after another was lost; the sum that it waits in should fail before."""
 _NAMING_S = 2.0
-"""How much later than an engine's own error the name of the lost process may come."""
+"""Seconds after a backend's own error within which the name of the lost process may arrive."""
 _JOINING_S = 10.0
 _POLL_S = 0.05
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""A host without power closes nothing; it is given up after 20 s of silence."""
+"""TCP keep-alive: a host without power closes no connection, so it counts as lost after 20 s of silence."""
 _TOKEN_BYTES = 16
 _MESSAGE = struct.Struct("!cIBH")
-"""Kind, rank, exit code, and the length of the words that follow."""
+"""Header: kind, rank, exit code, and the length of the text that follows."""
 _AT_WORK, _DONE, _FAILED, _LOST = b"w", b"d", b"f", b"l"
 _WORDS_BYTES = 4000
 
 
 class LostProcess(NamedTuple):
-    """A process that cannot continue: killed or cut off, or ended by an error that it reports itself."""
+    """A process that cannot continue: killed, cut off, or ended by an error that it reports itself."""
 
     rank: int
     exit_code: int | None = None
-    """Of one that failed; None: it was killed or cut off."""
+    """The exit code of a failed process; None: it was killed or cut off."""
     message: str = ""
-    """Of its error."""
+    """The message of its error."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} {'was lost' if self.exit_code is None else 'failed'}"
@@ -52,32 +52,32 @@ class LostProcess(NamedTuple):
 
 @dataclass(frozen=True)
 class Invitation:
-    """Where the first process listens, and the word that it lets others in by."""
+    """The address of the first process, and a secret token for connecting to it."""
 
     host: str
     port: int
     token: bytes
 
     def to_text(self) -> str:
-        """What :meth:`from_text` makes the same invitation of."""
+        """The invitation as text for :meth:`from_text`."""
         return json.dumps(asdict(self) | {"token": self.token.hex()})
 
     @classmethod
     def from_text(cls, text: str) -> Invitation:
-        """The invitation of another process."""
+        """The invitation from another process's text."""
         parts = json.loads(text)
         return cls(parts["host"], parts["port"], bytes.fromhex(parts["token"]))
 
 
 def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
-    """Listen for the other processes; to be called by the first.
+    """Listen for the other processes; called by the first one.
 
     Args:
-        host: by which they reach this machine.
-        is_one_host: they are all here; then nobody else can come.
+        host: the name of this machine for the others.
+        is_one_host: all processes are on this machine; then no other machine can connect.
 
     Raises:
-        OSError: nothing can be listened on.
+        OSError: no port can be opened.
     """
     where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
     listener = socket.create_server((where, 0), backlog=1024)
@@ -89,7 +89,7 @@ def join(invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, 
     """The watch of any process but the first.
 
     Raises:
-        OSError: the first process cannot be reached that way.
+        OSError: the first process cannot be reached.
     """
     connection = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
     connection.settimeout(None)
@@ -104,14 +104,14 @@ def _is_loopback(host: str) -> bool:
 
 
 class PeerWatch:
-    """One process's view of the others; a thread of its own keeps it.
+    """A process's view of the others, updated by a separate thread.
 
     Args:
         rank: of this process.
-        token: the word that lets others in.
-        listener: where they come in; of the first process only.
-        on_stuck: called when somebody is lost and this process is still at work :data:`GRACE_S` later; with the advice
-            of :meth:`at_work`. None: this process never waits in a call that no exception reaches.
+        token: the secret token.
+        listener: of the first process only; the others connect to it.
+        on_stuck: called with the advice of :meth:`at_work` when another process is lost and this process is still
+            working :data:`GRACE_S` later. None: this process never waits in a call that no exception can interrupt.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class PeerWatch:
 
     @contextlib.contextmanager
     def at_work(self, advice: Callable[[], str]) -> Iterator[None]:
-        """While the block runs, this process needs all others; how it ends, they are told.
+        """While the block runs, this process needs all others; its end is reported to them.
 
         Args:
-            advice: where the work stands, and how to continue.
+            advice: the state of the work, and how to continue.
         """
         self._advice.append(advice)
         self._idle.clear()
@@ -157,28 +157,28 @@ class PeerWatch:
                     self.tell_done()
 
     def tell_done(self) -> None:
-        """Tell the others that this process is through, and not lost when it goes."""
+        """Tell the others that this process is done, so that its end does not count as a loss."""
         self._tell(_DONE, LostProcess(self.rank))
 
     def lost(self, *, within: float = _NAMING_S) -> LostProcess | None:
-        """Who is lost, if that is known or becomes known within so many seconds."""
+        """The lost process, if one is known or becomes known within this number of seconds."""
         self._known.wait(within)
         return self._lost
 
     def not_come(self, world: int) -> list[int]:
-        """The ranks that have not been heard of yet; asked by the first process, to which all come."""
+        """The ranks that have not connected yet; only for the first process, to which all connect."""
         return sorted({*range(world)} - self._come - {self.rank})
 
     def are_through(self, ranks: Collection[int]) -> bool:
-        """Whether processes that have come have all told that they are done; one that left silently is lost."""
-        connected = {peer.rank for peer in [*self._peers]}  # first: whoever leaves afterwards has told before
+        """Whether all connected processes have reported that they are done; one that left silently counts as lost."""
+        connected = {peer.rank for peer in [*self._peers]}  # first: a process that leaves later has reported before
         waited_for = set(ranks) - self._through
         for rank in waited_for - connected:
             self._note(LostProcess(rank))
         return not waited_for
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         if self._listener is not None:
             self._selector.register(self._listener, selectors.EVENT_READ, None)
         _all.append(self)
@@ -190,7 +190,7 @@ class PeerWatch:
             for key, _ in self._selector.select(None if until is None else _POLL_S):
                 if key.data is not None:
                     self._read(key.data)
-                elif self._listener is not None:  # also after a loss, for those that have not heard of it
+                elif self._listener is not None:  # also after a loss, for processes that do not know of it yet
                     self._let_in(self._listener)
             if self._lost is None or self._on_stuck is None:
                 continue
@@ -207,7 +207,7 @@ class PeerWatch:
             self.add(_Peer(connection))
 
     def add(self, peer: _Peer) -> None:
-        """Listen to one more connection."""
+        """Watch one more connection."""
         _keep_alive(peer.socket)
         self._peers.append(peer)
         self._selector.register(peer.socket, selectors.EVENT_READ, peer)
@@ -238,7 +238,7 @@ class PeerWatch:
             self._through = self._through - {rank} if peer.is_at_work else self._through | {rank}
 
     def _greet(self, peer: _Peer) -> bool:
-        """Whether a newcomer has said its word and its rank; a stranger is shown the door."""
+        """Whether a new connection has sent the token and its rank; otherwise it is closed."""
         if len(peer.unread) < _TOKEN_BYTES + 4:
             return False
         token, peer.unread = peer.unread[:_TOKEN_BYTES], peer.unread[_TOKEN_BYTES:]
@@ -260,9 +260,9 @@ class PeerWatch:
         peer.socket.close()
 
     def _note(self, lost: LostProcess) -> None:
-        """Remember the first that is lost; those that fall because of it are no news."""
+        """Record the first lost process; later ones fail because of it."""
         if self._lost is None and lost.rank != self.rank:
-            if self.rank == 0:  # before this process acts on it, and is gone itself
+            if self.rank == 0:  # before this process reacts and ends
                 self._tell_lost(lost)
             self._lost = lost
             self._known.set()
@@ -275,11 +275,12 @@ class PeerWatch:
         message = _MESSAGE.pack(kind, about.rank, about.exit_code or 0, len(words)) + words
         with self._sending:
             for peer in [peer for peer in self._peers if peer.rank is not None]:
-                with contextlib.suppress(OSError):  # whoever is gone is told of elsewhere
+                with contextlib.suppress(OSError):  # a closed connection is reported elsewhere
                     peer.socket.sendall(message)
 
     def leave_in_child(self) -> None:
-        """A forked data worker that outlives this process must not seem to be it."""
+        """Close the connections in a forked data worker, so that it is not mistaken for its parent if it lives
+        longer."""
         for peer in self._peers:
             peer.socket.close()
         if self._listener is not None:
@@ -288,9 +289,9 @@ class PeerWatch:
 
 @dataclass(eq=False)
 class _Peer:
-    """The other end of a connection; ``rank`` is unknown until it has said hello.
+    """The other end of a connection; ``rank`` is unknown until it has introduced itself.
 
-    It is missed only while it is at work: a process may be through before the others.
+    It can be lost only while it works: a process may be done before the others.
     """
 
     socket: socket.socket
@@ -300,7 +301,7 @@ class _Peer:
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
-    """The exit code that this process will end with, and why."""
+    """The exit code of this process, and the reason."""
     if not isinstance(error, Exception):
         return signal_exit_code(error), "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
     known = error if isinstance(error, MemorySamError) else environment_fault(error)
@@ -311,7 +312,7 @@ def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in _KEEPALIVE.items():
-        with contextlib.suppress(OSError, AttributeError):  # other systems know other names
+        with contextlib.suppress(OSError, AttributeError):  # other systems have other names
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 

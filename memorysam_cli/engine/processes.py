@@ -1,7 +1,7 @@
-"""The processes of one run: how they meet, agree and add up, and how the loss of one is reported.
+"""The processes of a run: how they connect, agree and add up, and how the loss of one is reported.
 
-Those that train or score together do so in a group of ``torch.distributed``, which comes first. Those that predict work
-side by side (:func:`side_by_side`), each on its own scenes, and hear of each other only by a
+Processes that train or evaluate together form a group of ``torch.distributed``; they come first in this module.
+Processes that predict work side by side (:func:`side_by_side`), each on its own scenes. They communicate only through a
 :class:`~memorysam_cli.engine.lost_processes.PeerWatch`.
 """
 
@@ -32,24 +32,24 @@ from memorysam_cli.report import console
 from memorysam_cli.text import shown
 
 PATIENCE = timedelta(seconds=120)
-"""For how long a process waits for the others' part of a sum: by then one of them is lost."""
+"""Time limit for the other processes' part of a sum; after that, one of them is lost."""
 LONG_PATIENCE = timedelta(hours=2)
-"""For how long the others wait while one process downloads, draws or saves alone."""
+"""Time limit while one process downloads, draws or saves alone."""
 _LOST = ("gloo/transport", "pair closure", "NCCL", "Connection closed by peer", "Connection reset by peer")
-"""How the engines of ``torch.distributed`` say that another process is gone, or does not answer."""
+"""Phrases of the backends of ``torch.distributed`` for a process that is gone or does not answer."""
 _INVITATION = "memorysam/invitation"
-"""The key under which the first process tells the others where it listens."""
+"""The key under which the first process publishes its address."""
 _LOOK_S = 0.05
 _SHOWN = 60
 _patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
-"""The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
+"""The group for agreements on the CPU, for any device, by the group of all processes."""
 _watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
 _has_failed = threading.Event()
-"""Work that all take part in ended by an error: some of it may still be waited for."""
+"""Whether collective work ended by an error; a part of it may still be waiting."""
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process; each of several has its own GPU.
+    """The device of this process; with several processes, each has its own GPU.
 
     Raises:
         UsageError: one GPU was named for several processes.
@@ -70,29 +70,29 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def connect(accelerator: Accelerator) -> None:
-    """Let all processes meet, and watch for those that are lost later.
+    """Connect all processes, and watch for those that are lost later.
 
     Raises:
-        EnvironmentFault: a process does not come within :data:`PATIENCE`; names it.
+        EnvironmentFault: a process does not connect within :data:`PATIENCE`; the message names it.
     """
     if accelerator.num_processes > 1 and dist.group.WORLD not in _watches:
         store, rank = distributed_c10d._get_default_store(), accelerator.process_index
         _meet(store, rank, accelerator.num_processes, patience=PATIENCE)
         _patient_group()
-        with contextlib.suppress(OSError):  # without it a loss is noticed all the same, though later and without a name
+        with contextlib.suppress(OSError):  # without it a loss is still noticed, but later and without a name
             watch = _watch(store, rank, accelerator.num_processes, on_stuck=_exit_stuck)
             watch.start()
             _watches[dist.group.WORLD] = watch
-        # Whoever refuses its work next may end before another is connected, and would seem to be lost.
+        # A process that then refuses its work may end before another is connected, and would seem to be lost.
         with lost_ones_named(accelerator, advice=lambda: "start it again"):
             _patient_group().barrier().wait()
         atexit.register(_leave)
 
 
 def _leave() -> None:
-    """End the engine's threads while Python still runs: one that lets go of a tensor after that aborts the process.
+    """End the backend's threads while Python still runs; a thread that frees a tensor later aborts the process.
 
-    Not after an error, when they may wait for another process that is lost.
+    Not after an error, when they may be waiting for a lost process.
     """
     if not _has_failed.is_set() and dist.is_initialized():
         _patient.clear()
@@ -101,7 +101,7 @@ def _leave() -> None:
 
 
 def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
-    """Wait until every process has said that it is here; the making of a group would not say who is missing."""
+    """Wait until every process has registered, because creating a group would not say which process is missing."""
     until = time.monotonic() + patience.total_seconds()
     store.set(f"memorysam/{rank}", "here")
     while missing := [other for other in range(world) if not store.check([f"memorysam/{other}"])]:
@@ -119,7 +119,7 @@ def _missing_error(missing: Sequence[int], world: int, *, patience: timedelta) -
 
 
 def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess, str], object] | None) -> PeerWatch:
-    """This process's watch; all that have met call this.
+    """This process's watch; all connected processes call this.
 
     Raises:
         OSError: this process and the first one cannot be connected.
@@ -141,7 +141,7 @@ def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess
 
 
 def _exit_stuck(lost: LostProcess, advice: str) -> None:
-    """End this process, which waits for one that is lost, in a call that no exception reaches."""
+    """End this process, which waits for a lost one in a call that no exception can interrupt."""
     with contextlib.suppress(OSError):
         console.error(f"{lost}, and this process still waited for it; {advice}", code=EnvironmentFault.exit_code)
     os._exit(EnvironmentFault.exit_code)
@@ -156,13 +156,13 @@ def _patient_group() -> dist.ProcessGroup:
 
 @contextlib.contextmanager
 def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> Iterator[None]:
-    """Let the end of another process be reported in one line instead of a traceback.
+    """Report the end of another process in one line instead of a traceback.
 
     Args:
-        advice: where the work stood, and how to continue.
+        advice: the state of the work, and how to continue.
 
     Raises:
-        EnvironmentFault: another process ended, or was not heard of for too long.
+        EnvironmentFault: another process ended, or did not answer for too long.
     """
     watch = _watches.get(dist.group.WORLD) if accelerator.num_processes > 1 else None
     with contextlib.nullcontext() if watch is None else watch.at_work(advice):
@@ -173,7 +173,7 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
             if not isinstance(error, RuntimeError):
                 raise
             is_theirs = isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
-            is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's words on
+            is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's messages on
             if accelerator.num_processes == 1 or not is_theirs:
                 raise
             who = (watch.lost() if watch is not None else None) or "another process was lost"
@@ -183,18 +183,19 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
 
 
 def _first_words(error: BaseException) -> str:
-    """What an engine says first: without the place in its source, and without the advice that follows."""
+    """The first part of a backend's message, without the place in its source and the advice."""
     return re.sub(r"^\[[^]]*\] ?", "", str(error).splitlines()[0]).partition(". ")[0]
 
 
 def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> None:
-    """Refuse processes that would not do the same work, before they wait for each other in vain.
+    """Refuse processes that would do different work, before they wait for each other forever.
 
     Args:
-        facts: what must be equal everywhere, such as the number of updates or the data set's content hash, by name.
+        facts: values that must be equal everywhere, by name, such as the number of updates or the data set's content
+            hash.
 
     Raises:
-        UsageError: a fact differs; the same in every process.
+        UsageError: a value differs; the same in every process.
     """
     if accelerator.num_processes == 1:
         return
@@ -211,7 +212,7 @@ def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> N
 
 
 def agree(claim: bool, accelerator: Accelerator) -> bool:
-    """Whether any process claims something; every process gets the same answer, and no device is waited for."""
+    """Whether the argument is true in any process. Every process gets the same answer, without waiting for a device."""
     if accelerator.num_processes == 1:
         return claim
     claims = torch.tensor(int(claim))
@@ -220,10 +221,10 @@ def agree(claim: bool, accelerator: Accelerator) -> bool:
 
 
 def wait_for_all(accelerator: Accelerator) -> None:
-    """Wait until every process is here, also while one of them has been busy for long.
+    """Wait until every process is here, even if one was busy for long.
 
-    The sums of a training run give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU,
-    whatever the device is.
+    The sums of a training run give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU, for any
+    device.
     """
     if accelerator.num_processes > 1:
         options = dist.BarrierOptions()
@@ -232,23 +233,23 @@ def wait_for_all(accelerator: Accelerator) -> None:
 
 
 def exchange_of(accelerator: Accelerator) -> Exchange | None:
-    """How the losses reach the other processes; none where there are none."""
+    """The losses' connection to the other processes; None if there are none."""
     if accelerator.num_processes == 1:
         return None
     return AllProcesses(accelerator.num_processes, accelerator.process_index)
 
 
 class AllProcesses:
-    """Sums over all processes, as the losses ask for them (:class:`~memorysam_cli.losses.loss.Exchange`)."""
+    """Sums over all processes, for the losses (:class:`~memorysam_cli.losses.loss.Exchange`)."""
 
     def __init__(self, world: int, rank: int) -> None:
         self.world, self.rank = world, rank
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor up over all processes; differentiably if it is float32.
+        """Add a tensor up over all processes; differentiable if it is float32.
 
-        The backward pass adds the processes' gradients up too; DDP then averages them, so that a loss of such sums
-        gets the same gradient as one process with all the data would.
+        The backward pass also adds the processes' gradients up. DDP then averages them, so that a loss of such sums
+        gets the same gradient as one process with all the data.
         """
         total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
         return total
@@ -272,13 +273,13 @@ def _added_up(values: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def side_by_side() -> Iterator[Peers]:
-    """Meet the other processes of this run; an error that leaves the block ends them too, with its exit code.
+    """Connect to the other processes of this run; an error that leaves the block ends them too, with its exit code.
 
-    Nothing but a word now and then passes between them, and no wait for a process that lives has a limit: the scenes
-    of one may take hours longer than those of another.
+    They exchange only short messages. There is no time limit for a living process, because the scenes of one may take
+    hours longer than those of another.
 
     Raises:
-        EnvironmentFault: they cannot be reached, or do not come.
+        EnvironmentFault: they cannot be reached, or do not connect.
     """
     surroundings.refuse_malformed()
     world = surroundings.world()
@@ -293,12 +294,12 @@ def side_by_side() -> Iterator[Peers]:
             if time.monotonic() > until:
                 raise _missing_error(missing, world, patience=PATIENCE)
             time.sleep(_LOOK_S)
-        del store  # until here the first process kept it for the others
+        del store  # the first process kept it for the others until here
         yield Peers(watch.rank, world, watch)
 
 
 def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
-    """Meet by torch's key-value store."""
+    """Connect through torch's key-value store."""
     try:
         store, rank, world = next(rendezvous("env://"))
         store.set_timeout(LONG_PATIENCE)
@@ -317,16 +318,16 @@ class Peers:
     """This process among those that work side by side.
 
     Args:
-        rank: which one it is, from 0.
-        world: how many there are.
-        watch: on the others; none where there are none.
+        rank: its number, from 0.
+        world: number of processes.
+        watch: on the others; None if there are none.
     """
 
     def __init__(self, rank: int, world: int, watch: PeerWatch | None) -> None:
         self.rank, self.world, self._watch = rank, world, watch
 
     def notice(self) -> None:
-        """Notice whether another process is lost.
+        """Check whether another process is lost.
 
         Raises:
             Stopped: one of them failed; with its exit code.
@@ -342,7 +343,7 @@ class Peers:
         )
 
     def wait_for_all(self) -> None:
-        """Wait until every process is through with its work, however long one that lives may take.
+        """Wait until every process is done, without a time limit for living ones.
 
         Raises:
             Stopped, EnvironmentFault: as :meth:`notice`.
@@ -355,4 +356,4 @@ class Peers:
             self.notice()
             time.sleep(_LOOK_S)
         self.notice()
-        self._watch.tell_done()  # the first one last: by then it has heard of all
+        self._watch.tell_done()  # the first one last, after it has heard of all

@@ -1,6 +1,6 @@
-"""The folder of a training run: what it holds, how it is made and found again, and how another terminal follows it.
+"""The folder of a training run: its files, how it is created and found, and how another terminal follows it.
 
-Following (:class:`Watch`) reads what training appends, takes no lock and writes nothing.
+Following (:class:`Watch`) only reads what training appends. It takes no lock and writes nothing.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from memorysam_cli.text import command, shown, typed
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
 LATEST, BEGUN = "latest", ".begun"
-"""Links below :data:`RUNS`: to the run that finished last (where none has, that began last), and that began last."""
+"""Links below :data:`RUNS`: to the run that finished last (if none has, to the one that started last), and to the run
+that started last."""
 SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
-"""Values that are followed beside the losses."""
+"""Followed values besides the losses."""
 MOST_VALUES = 4000
-"""Values of a series in memory: many screens' widths."""
+"""Number of values per series in memory: many screens' widths."""
 RECENT_UPDATES = 50
-"""Updates whose pace tells how long the rest takes."""
+"""Number of updates from whose speed the remaining time is computed."""
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
-"""What :mod:`~memorysam_cli.storage.atomic` calls a file or folder that is being written."""
+"""Pattern of names of unfinished files and folders of :mod:`~memorysam_cli.storage.atomic`."""
 _COMMAND_FILES = {lock.NAME, lock.FAULTS, "exit.json"}
-"""What a command leaves that ended before its run began."""
+"""Files of a command that ended before its run started."""
 _START_FILES = {
     *_COMMAND_FILES, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "data.json", "checkpoints",
     "trackers",
 }  # fmt: skip
-"""What a run has before its first checkpoint."""
+"""Files of a run before its first checkpoint."""
 _OLD_S = 3600
-"""A link to the newest run is made in a moment: one that is older was left by a kill."""
+"""Seconds: creating a link to the newest run takes a moment, so an older temporary link was left by a kill."""
 RunState = Literal["running", "finished", "diverged", "stopped"]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The names inside a run's folder."""
+    """The file names in a run's folder."""
 
     path: Path
 
@@ -81,22 +82,22 @@ class RunFolder:
 
     @property
     def quarantine(self) -> Path:
-        """One JSON line per training scene that could not be read."""
+        """One JSON line per unreadable training scene."""
         return self.path / "quarantine.jsonl"
 
     @property
     def extent(self) -> Path:
-        """How long the run is, for those who watch it."""
+        """The length of the run, for :class:`Watch`."""
         return self.path / "extent.json"
 
     @property
     def data(self) -> Path:
-        """Where the data set lay when the run last began or went on, as an absolute path, and which it is."""
+        """Which data set the run used last, with its absolute path."""
         return self.path / "data.json"
 
     @property
     def resumes(self) -> Path:
-        """One JSON line each time the run went on, with what had changed around it."""
+        """One JSON line for each resume, with changed conditions."""
         return self.path / "resumes.jsonl"
 
     @property
@@ -106,17 +107,17 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """What the finished run came to."""
+        """The result of the finished run."""
         return self.path / "result.json"
 
     @property
     def exit(self) -> Path:
-        """The exit code, for those whose launcher does not give it."""
+        """The exit code, if the launcher does not report it."""
         return self.path / "exit.json"
 
     @property
     def log(self) -> Path:
-        """What the terminal showed."""
+        """The terminal output."""
         return self.path / "train.log"
 
     @property
@@ -130,16 +131,16 @@ class RunFolder:
         return self.path / "samples"
 
     def store_recipe(self, recipe: Recipe) -> None:
-        """Write the resolved recipe of the run; its presence is what makes the folder a run."""
+        """Write the resolved recipe of the run; this file makes the folder a run."""
         atomic.write_text(self.path / RECIPE, recipe.to_yaml())
 
     def store_data(self, manifest: Manifest) -> None:
-        """Write down where the data lie, so that commands on this run find them from anywhere."""
+        """Store the place of the data, so that commands on this run find them from anywhere."""
         facts = {"root": str(manifest.root.absolute()), "dataset": manifest.info.name}
         documents.write_json(self.data, {**facts, "content_hash": manifest.info.content_hash})
 
     def stored_data(self) -> dict[str, str]:
-        """``root``, ``dataset`` and ``content_hash``; none for a run of a version that did not store them.
+        """``root``, ``dataset`` and ``content_hash``; None for a run of a version that did not store them.
 
         Raises:
             DataError: the file is damaged.
@@ -151,11 +152,11 @@ class RunFolder:
             return {key: _word(found[key]) for key in ("root", "dataset", "content_hash")}
 
     def is_finished(self) -> bool:
-        """Whether it was trained to its end, and its weights are there."""
+        """Whether training ended normally, and the weights exist."""
         return self.result.is_file() and self.best.is_file()
 
     def log_metrics(self, place: Mapping[str, int], values: Mapping[str, float]) -> None:
-        """Append a row to the metrics; a value that is not finite becomes null, as JSON knows no NaN."""
+        """Append a row to the metrics; a value that is not finite becomes null, because JSON has no NaN."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         documents.append_json_line(self.metrics, {**place, **finite})
 
@@ -169,24 +170,24 @@ class RunFolder:
         return [metrics_row(row, where=f"{self.metrics}:{number}") for number, row in lines]
 
     def forget_metrics_after(self, step: int, *, validated: bool) -> None:
-        """Drop the rows that a resumed run will write again: those of later steps, and a validation still to come."""
+        """Drop rows that a resumed run will write again: those of later steps, and a validation that is still due."""
         if self.metrics.exists():
             rows = self.read_metrics()
             rows = [r for r in rows if r["step"] < step or (r["step"] == step and (validated or "miou" not in r))]
             atomic.write_text(self.metrics, "".join(documents.to_json(row) + "\n" for row in rows))
 
     def holds_run(self) -> bool:
-        """Whether a run has been started here."""
+        """Whether a run was started here."""
         return (self.path / RECIPE).is_file()
 
     def is_unbegun(self) -> bool:
-        """Whether a run was started here and ended before its first checkpoint: there is nothing to lose."""
+        """Whether a run was started here and ended before its first checkpoint, so that nothing can be lost."""
         if not self.holds_run() or not {entry.name for entry in _own(self.path)} <= _START_FILES:
             return False
         return not (self.checkpoints.is_dir() and list(_own(self.checkpoints)))
 
     def sweep(self) -> None:
-        """Remove what killed writers left; only for the one who holds the folder's lock."""
+        """Remove temporary files of killed writers; only for the process that holds the folder's lock."""
         for folder in (self.path, self.checkpoints, self.plots, self.samples):
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if _TEMPORARY.fullmatch(entry.name):
@@ -194,10 +195,10 @@ class RunFolder:
 
 
 def metrics_row(row: Any, *, where: str) -> dict[str, Any]:
-    """A line of ``metrics.jsonl``, if it is one: step, epoch, and numbers or null by name.
+    """A line of ``metrics.jsonl``: step, epoch, and numbers or null by name.
 
     Raises:
-        DataError: it is none; ``where`` begins the message.
+        DataError: the line is not valid; the message begins with ``where``.
     """
     places = [row.get(key) for key in ("step", "epoch")] if isinstance(row, dict) else [None]
     if not all(is_count(place) for place in places):
@@ -208,7 +209,7 @@ def metrics_row(row: Any, *, where: str) -> dict[str, Any]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value of JSON is a whole number of steps, epochs or scenes."""
+    """Whether a JSON value is a whole number of steps, epochs or scenes."""
     return type(value) is int and 0 <= value < 2**53
 
 
@@ -218,17 +219,17 @@ def name_for(recipe: Recipe) -> Path:
 
 
 def create(recipe: Recipe, out: Path | None, *, begins_again: bool = False) -> RunFolder:
-    """Make the folder of a new run.
+    """Create the folder of a new run.
 
-    The recipe comes first, and with it the folder is a run: a kill at any moment leaves one that can be told.
+    The recipe is written first, and makes the folder a run: after a kill at any moment, the folder can be identified.
 
     Args:
-        recipe: what is to be trained.
-        out: the folder; none for a new one below ``runs/``.
-        begins_again: there is a run already that has not begun (:meth:`RunFolder.is_unbegun`).
+        recipe: of the run.
+        out: the folder; None for a new one below ``runs/``.
+        begins_again: there is a run that has not begun (:meth:`RunFolder.is_unbegun`).
 
     Raises:
-        UsageError: ``out`` exists and is not empty; a run folder is never reused unless resuming.
+        UsageError: ``out`` exists and is not empty; a run folder is never reused except by resuming.
     """
     run = RunFolder(out or name_for(recipe))
     if not (begins_again and run.is_unbegun()):
@@ -240,13 +241,15 @@ def create(recipe: Recipe, out: Path | None, *, begins_again: bool = False) -> R
 
 
 def refuse_taken(path: Path) -> None:
-    """Refuse a folder that holds anything; a run never writes into another one's, or into a user's own.
+    """Refuse a folder that is not empty; a run never writes into the folder of another run or of the user.
 
     Raises:
-        UsageError: it is not empty, or no folder.
+        UsageError: it is not empty, or not a folder.
     """
     if path.is_symlink() and not path.exists():
-        raise UsageError(f"--out {path}: is a link to {path.readlink()}, which is not there; make it, or give another")
+        raise UsageError(
+            f"--out {path}: is a link to {path.readlink()}, which does not exist; create it, or give another"
+        )
     if path.exists() and (not path.is_dir() or any(entry.name not in _COMMAND_FILES for entry in _own(path))):
         is_run = RunFolder(path).holds_run()
         what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"
@@ -255,7 +258,7 @@ def refuse_taken(path: Path) -> None:
 
 
 def _own(folder: Path) -> Iterator[Path]:
-    """What lies in a folder, but for what a kill left of a recipe, of a checkpoint and the like."""
+    """The content of a folder, without what a kill left of a recipe, of a checkpoint and similar."""
     return (entry for entry in folder.iterdir() if not _is_left(entry.name))
 
 
@@ -271,7 +274,7 @@ def _word(value: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on, beside the recipe."""
+    """Conditions that a result may depend on, besides the recipe."""
     import torch
 
     from memorysam_cli.model.weights import versions
@@ -291,7 +294,7 @@ def environment() -> dict[str, Any]:
 
 def newest(recipe: str) -> RunFolder | None:
     """The newest run of a recipe under ``runs/``, if there is one."""
-    # Exactly as `create` names them: `deliver` must not find a run of `deliver-rgbd`.
+    # Only names from `create`: `deliver` must not find a run of `deliver-rgbd`.
     own = re.compile(re.escape(recipe) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
     folders = RUNS.iterdir() if RUNS.is_dir() else ()
     runs = [path for path in folders if own.fullmatch(path.name) and RunFolder(path).holds_run()]
@@ -299,14 +302,14 @@ def newest(recipe: str) -> RunFolder | None:
 
 
 def note_begun(path: Path) -> None:
-    """Let other commands find a run that begins or continues: ``watch`` at once, the others where none has finished."""
+    """Let other commands find a started or resumed run: ``watch`` always, the others only if no run has finished."""
     _point(BEGUN, path)
     if not RunFolder(RUNS / LATEST).is_finished():
         point_latest(path)
 
 
 def point_latest(path: Path) -> None:
-    """Let ``runs/latest`` name a run, by a symbolic link that is replaced in one step; a warning where that fails."""
+    """Make ``runs/latest`` point to a run, by a symbolic link that is replaced in one step; a warning if this fails."""
     _point(LATEST, path)
 
 
@@ -327,10 +330,10 @@ def _point(name: str, path: Path) -> None:
 
 
 def default_weights() -> Path:
-    """The best weights of the run that ``runs/latest`` names.
+    """The best weights of the run of ``runs/latest``.
 
     Raises:
-        WeightsError: there is no such file; says how to get one.
+        WeightsError: there is no such file; the message says how to get one.
     """
     latest = RunFolder(by_its_name(RUNS / LATEST))
     if latest.best.is_file():
@@ -343,19 +346,20 @@ def default_weights() -> Path:
 
 
 def tell_default(weights: Path) -> None:
-    """Say which run :func:`default_weights` are of."""
+    """Print the run of :func:`default_weights`."""
     run = RunFolder(weights.parent.parent)
     state = "finished" if run.is_finished() else "has not finished: these are its best weights so far"
     console.note(f"weights of {run.path}, which {state}; --weights FILE takes others")
 
 
 def by_its_name(folder: Path) -> Path:
-    """A run by the name of its folder, where a link such as ``runs/latest`` leads to it now and elsewhere later."""
+    """A run by the name of its folder, if a link such as ``runs/latest`` points to it now and may point elsewhere
+    later."""
     return Path(os.path.relpath(folder.resolve())) if folder.is_symlink() and folder.exists() else folder
 
 
 def watched_by_default() -> Path:
-    """The run that began last if it is still at work, else ``runs/latest``."""
+    """The run that started last if it is still running, else ``runs/latest``."""
     begun = RUNS / BEGUN
     owner = lock.owner(begun) if begun.is_dir() else None
     is_at_work = owner is not None and owner.lives is not False
@@ -363,14 +367,14 @@ def watched_by_default() -> Path:
 
 
 def data_root(run: Path | None, option: Path | None) -> Path:
-    """Where the data of a run lie: ``--data``, else where they lay when it was trained, else as for every command.
+    """The data root of a run: ``--data``, else the root during training, else the default of all commands.
 
     Args:
-        run: its folder; none for what belongs to no run.
+        run: its folder; None without a run.
         option: ``--data``.
 
     Raises:
-        DataError: the data set is not there any more, nor where every command looks; names both places.
+        DataError: the data set is neither there nor at the default place; the message names both.
     """
     elsewhere = manifests.data_root(option)
     stored = RunFolder(run).stored_data() if run is not None and option is None else {}
@@ -391,7 +395,7 @@ def data_root(run: Path | None, option: Path | None) -> Path:
 
 
 def resume_command(run: Path, *options: object) -> str:
-    """The line that continues a run, as it is to be typed in the folder that this process runs in.
+    """The command that resumes a run, for the current folder.
 
     Args:
         run: its folder.
@@ -407,7 +411,7 @@ def resume_command(run: Path, *options: object) -> str:
 
 
 def run_of(weights: Path) -> Path | None:
-    """The folder of the run that weights belong to; none for weights that lie elsewhere."""
+    """The folder of the run of these weights; None for weights elsewhere."""
     checkpoints = weights.resolve().parent
     is_in_run = checkpoints.name == "checkpoints" and RunFolder(checkpoints.parent).holds_run()
     return checkpoints.parent if is_in_run else None
@@ -415,23 +419,23 @@ def run_of(weights: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Look:
-    """What a run is at, at one moment."""
+    """The state of a run at one moment."""
 
     run: Path
     state: RunState
     owner: lock.Owner | None
     step: int
     last_step: int | None
-    """None for a run that has not said it yet."""
+    """None if the run has not written it yet."""
     epoch: int
     epochs: int
     seconds_left: float | None
     best_miou: float | None
     best_step: int | None
     terms: tuple[str, ...]
-    """Losses that are followed beside their sum: all but the first, which is most of it."""
+    """Followed losses besides their sum: all but the first, which is most of it."""
     series: dict[str, list[float | None]]
-    """The newest values, the newest last; ``loss`` and :attr:`terms` come first."""
+    """The newest values, the last one is the newest; ``loss`` and :attr:`terms` come first."""
 
     @property
     def latest(self) -> dict[str, float | None]:
@@ -449,14 +453,14 @@ class Look:
 
 
 class Watch:
-    """Looks at a run again and again; each look reads only what is new.
+    """Looks at a run again and again; each look reads only new lines.
 
     Args:
         folder: of the run.
 
     Raises:
         UsageError: there is no run.
-        DataError: one of its files is damaged; so does every look.
+        DataError: one of its files is damaged; every look may also raise this.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -468,7 +472,7 @@ class Watch:
         self._reset()
 
     def look(self) -> Look:
-        """What the run is at now."""
+        """The current state of the run."""
         self._read_new()
         scenes, last = self._extent()
         owner = lock.owner(self.run.path)
@@ -495,7 +499,7 @@ class Watch:
         self._place = self._lines = 0
 
     def _read_new(self) -> None:
-        """Take in the lines that were added; a last one without its end is left for the next look."""
+        """Read added lines; an incomplete last line is left for the next look."""
         if not self.run.metrics.is_file():  # not there yet
             return
         try:
@@ -509,7 +513,7 @@ class Watch:
                     self._lines += 1
                     self._read_row(line, where=f"{self.run.metrics}:{self._lines}")
                     self._place += len(line)
-        except OSError:  # just being replaced
+        except OSError:  # it is being replaced
             return
 
     def _read_row(self, line: bytes, *, where: str) -> None:
@@ -527,7 +531,7 @@ class Watch:
         return sum(scenes / pace for pace in paces) / len(paces) if scenes and paces else None
 
     def _extent(self) -> tuple[int | None, int | None]:
-        """Scenes of a step and the last step, as far as the run has said so."""
+        """Scenes per step and the last step, if the run has written them."""
         if not self.run.extent.exists():
             return None, None
         extent = documents.read_object(self.run.extent)

@@ -1,7 +1,7 @@
-"""What we compute on: the device, the precision, deterministic kernels, random numbers, and memory.
+"""Device, precision, deterministic kernels, random numbers, and memory.
 
-Memory is what CUDA's allocator says on a GPU, and what the process, the machine and its control groups say elsewhere:
-how much there is, how much work takes, and one line for the user when it runs out.
+On a GPU, memory figures come from CUDA's allocator; elsewhere from the process, the machine and its control groups. The
+functions give the total, the use, and a line for the user when memory runs out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
-from memorysam_cli import __version__
 from memorysam_cli.engine import processes, surroundings
 from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError, is_out_of_memory, shortage
@@ -33,33 +32,29 @@ from memorysam_cli.text import few, size
 _SHOWN_VARIABLES = 8
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
-"""What helps ``predict`` and ``evaluate``."""
+"""Options that reduce the memory of ``predict`` and ``evaluate``."""
 _ENGINES = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
-"""What ``accelerate launch`` sets for an engine that cuts weights into parts, and the option that asked for it."""
+"""Variables that ``accelerate launch`` sets for engines that shard the weights, and the option of each."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 _CUBLAS_MISSING = "Deterministic behavior was enabled"
-"""How torch says that cuBLAS was started without its workspace."""
+"""torch's message if cuBLAS was started without its workspace."""
 _STATUS = Path("/proc/self/status")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a ``--device`` option means; ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device of a ``--device`` option; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
         UsageError: not a device name.
-        EnvironmentFault: a device that this machine does not have; never a silent run on the CPU.
+        EnvironmentFault: this machine does not have the device. There is never a silent run on the CPU.
     """
     surroundings.refuse_no_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-    kind, _, index = name.partition(":")
+    kind = name.partition(":")[0]
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
-    if int(index or 0) >= count:
-        have = f"{count} {kind} device{'s' * (count != 1)}"
-        raise EnvironmentFault(
-            f"--device {name}: this machine has {have} that PyTorch {torch.__version__} can use; try --device auto"
-        )
+    surroundings.refuse_absent_device(name, count=count)
     return torch.device(name)
 
 
@@ -75,8 +70,8 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
 
     Raises:
         UsageError: the device cannot compute in that precision, one device was named for several processes, or
-            ``accelerate launch`` was given an engine that does not fit.
-        EnvironmentFault: another process did not come.
+            ``accelerate launch`` was given an engine that is not supported.
+        EnvironmentFault: another process did not connect.
     """
     refuse_precision(precision, device)
     surroundings.refuse_malformed()
@@ -86,10 +81,10 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         if not is_alone:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
         torch.cuda.set_device(device)
-    # The weights of depthwise convolutions have an axis of one channel, whose stride means nothing.
+    # Weights of depthwise convolutions have an axis of size one, whose stride is arbitrary.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if is_alone:
-        # The state outlives an accelerator; a second run in one process may want another precision.
+        # The state is global; a second run in the same process may have another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         accelerator = Accelerator(
@@ -98,7 +93,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=processes.PATIENCE),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients need no second copy
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # avoids a second copy of the gradients
             ],
         )
         processes.connect(accelerator)
@@ -114,13 +109,14 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             f"accelerate cannot read what a launcher has set ({str(error).splitlines()[0]}); unset or correct it, one "
             f"of {few(variables, _SHOWN_VARIABLES)}"
         ) from error
-    # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
+    # The learner accumulates itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS must have no effect.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
 
 def _refuse_engine() -> None:
-    """Weights in parts would be gathered and cut again around every piece of work that one process does alone."""
+    """Refuse engines that shard the weights: they would gather and shard them again around all work that one process
+    does alone."""
     for variable, option in _ENGINES.items():
         if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
             raise UsageError(
@@ -130,31 +126,24 @@ def _refuse_engine() -> None:
 
 
 def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, Any]:
-    """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
+    """The keys ``device``, ``precision`` and ``versions`` of a report."""
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
+    return {"device": name, "precision": precision, "versions": surroundings.versions()}
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:
-    """Refuse what a device cannot compute in; it is never exchanged for another precision.
-
-    Raises:
-        UsageError: fp16 on a CPU, or tf32 anywhere but on CUDA.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
-    if precision == "tf32" and device.type != "cuda":
-        raise UsageError(f"precision tf32 needs an NVIDIA GPU; on {device.type} use fp32 or bf16")
+    """As :func:`~memorysam_cli.engine.surroundings.refuse_precision`, for a device."""
+    surroundings.refuse_precision(precision, device.type)
 
 
 @contextlib.contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in a precision, as long as the context is open; parameters stay float32.
+    """Compute in a precision while the context is open; parameters stay float32.
 
     Args:
         precision: ``fp32`` (TF32 is then off, for convolutions too), ``tf32``, or ``bf16`` and ``fp16`` by autocast.
-        device: where the computing is done.
+        device: of the computation.
 
     Raises:
         UsageError: as :func:`refuse_precision`.
@@ -167,7 +156,7 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_cores(precision: str) -> Iterator[None]:
-    """Whether float32 products and convolutions may be TF32 on CUDA: in ``tf32`` only; put back afterwards."""
+    """Allow TF32 for float32 products and convolutions on CUDA only in ``tf32``; restored afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     # torch.compile still reads these, and fails where the newer fp32_precision was set instead.
@@ -179,19 +168,20 @@ def tensor_cores(precision: str) -> Iterator[None]:
 
 
 def prepare_deterministic(*, is_wanted: bool) -> None:
-    """Set what CUDA's libraries read when they start, for ``train.deterministic``; call it before anything runs."""
+    """Set variables that CUDA's libraries read at their start, for ``train.deterministic``; call it before anything
+    else."""
     if is_wanted:
         os.environ.setdefault(CUBLAS, ":4096:8")
 
 
 @contextlib.contextmanager
 def deterministic(*, is_wanted: bool) -> Iterator[None]:
-    """Allow deterministic kernels only, as long as the context is open; nothing changes where it is not wanted.
+    """Allow only deterministic kernels while the context is open; does nothing if not requested.
 
     With ``train.deterministic`` every run on the same machine gives the same bits.
 
     Raises:
-        EnvironmentFault: an operation has no deterministic form on this device; names it.
+        EnvironmentFault: an operation has no deterministic form on this device; the message names it.
     """
     if not is_wanted:
         yield
@@ -213,7 +203,7 @@ def deterministic(*, is_wanted: bool) -> Iterator[None]:
 
 
 def _deterministic_advice(message: str) -> str | None:
-    """What of torch's message the user can use; none where it is about something else."""
+    """The useful part of torch's message; empty if it is about something else."""
     if match := _NOT_DETERMINISTIC.search(message):
         return (
             f"train.deterministic: {match[1]} has no deterministic form on this device with PyTorch "
@@ -225,7 +215,7 @@ def _deterministic_advice(message: str) -> str | None:
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of this process's random numbers: torch's own, which draw dropout; data have none."""
+    """The state of this process's random numbers: only torch's, for dropout; loading data uses none of them."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -235,7 +225,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what :func:`rng_state` gave."""
+    """Restore the state from :func:`rng_state`."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -244,7 +234,7 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def capacity(device: torch.device) -> Capacity:
-    """All and free memory of a device; on a CPU those of :func:`memorysam_cli.engine.surroundings.memory`."""
+    """Total and free memory of a device; on a CPU those of :func:`memorysam_cli.engine.surroundings.memory`."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Capacity(total, free)
@@ -252,18 +242,19 @@ def capacity(device: torch.device) -> Capacity:
 
 
 def start_peak(device: torch.device) -> None:
-    """Forget earlier peaks, where the machine can (CUDA, and Linux for the process)."""
+    """Reset the peak, where this is possible (CUDA, and Linux for the process)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        children.tell_kernel("clear_refs", "5")  # the kernel's word for: peak resident size back to the present one
+        children.tell_kernel("clear_refs", "5")  # tells the kernel to reset the peak resident size
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that was taken since :func:`start_peak`.
+    """The peak memory since :func:`start_peak`.
 
     Returns:
-        Bytes: on CUDA what its caching allocator reserved; elsewhere the process's resident size, programs included.
+        Bytes: on CUDA the memory reserved by its caching allocator; elsewhere the process's resident size, programs
+        included.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
@@ -274,34 +265,34 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process has resident now: programs and data; its peak where the system does not say."""
+    """The resident size of this process: programs and data; its peak if the system does not report the current size."""
     return _kilobytes(_STATUS, "VmRSS") * 1024 if _STATUS.exists() else peak_bytes(torch.device("cpu"))
 
 
 def resident_peak(process: int) -> int:
-    """The most memory that another process has had resident, in bytes; 0 where nobody says, or it ended."""
+    """The peak resident size of another process, in bytes; 0 if unknown, or if it has ended."""
     try:
         return _kilobytes(Path(f"/proc/{process}/status"), "VmHWM") * 1024
-    except (OSError, StopIteration):  # gone, or a zombie: those have no memory
+    except (OSError, StopIteration):  # ended, or a zombie without memory
         return 0
 
 
 def _kilobytes(table: Path, name: str) -> int:
-    """A number of one of Linux's ``name: number kB`` tables."""
+    """A number from Linux's ``name: number kB`` tables."""
     line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
 
 
 @contextlib.contextmanager
 def explained(device: torch.device, *, levers: str | Callable[[], str]) -> Iterator[None]:
-    """Make one line with the numbers and the levers of an exception for want of memory.
+    """Turn an out-of-memory exception into one line with the numbers and the settings that need less.
 
     Args:
-        device: where the work is done.
-        levers: what the user can do; a function is asked when it has happened.
+        device: of the computation.
+        levers: settings that need less memory; a function is called when the exception occurs.
 
     Raises:
-        EnvironmentFault: in the place of such an exception.
+        EnvironmentFault: instead of such an exception.
     """
     try:
         yield
@@ -315,9 +306,9 @@ def explained(device: torch.device, *, levers: str | Callable[[], str]) -> Itera
 
 
 def _memory_numbers(device: torch.device) -> str:
-    """What was taken, what is left, what there is."""
+    """Used, free and total memory."""
     try:
         have, peak = capacity(device), peak_bytes(device)
-    except RuntimeError:  # a CUDA context may be beyond asking
+    except RuntimeError:  # a broken CUDA context may not answer
         return "the device says no more"
     return f"peak {size(peak)}, {size(have.free)} free of {size(have.total)}"

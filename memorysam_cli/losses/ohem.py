@@ -19,6 +19,7 @@ from memorysam_cli.dataset import IGNORE
 from memorysam_cli.errors import UsageError
 from memorysam_cli.losses.loss import Exchange, Loss, LossInputs, Task
 from memorysam_cli.recipe import Ohem
+from memorysam_cli.text import counted
 
 SLAB_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Upsampled logits of a slab: small enough for the caches of a CPU, large enough to keep a GPU busy."""
@@ -81,7 +82,7 @@ def class_weights(wanted: str | Sequence[float], task: Task) -> Tensor | None:
 
     Returns:
         ``inverse``: 1 / n. ``effective``: 1 / (N·(1 − (1 − 1/N)ⁿ)), where N is the n of the median class. Both are
-            scaled so that the mean weight of the classes with pixels is 1. A class without pixels has weight 0.
+        scaled so that the mean weight of the classes with pixels is 1. A class without pixels has weight 0.
 
     Raises:
         UsageError: the length of a list is not the number of classes.
@@ -93,8 +94,8 @@ def class_weights(wanted: str | Sequence[float], task: Task) -> Tensor | None:
     if not isinstance(wanted, str):
         if len(wanted) != len(task.classes):
             raise UsageError(
-                f"ohem.class_weights: has {len(wanted)} numbers, the data set {len(task.classes)} classes; give one "
-                f"for each, in this order: {', '.join(task.classes)}"
+                f"ohem.class_weights: has {counted(len(wanted), 'number')}, the data set "
+                f"{counted(len(task.classes), 'class')}; give one for each, in this order: {', '.join(task.classes)}"
             )
         return torch.tensor(wanted, dtype=torch.float32, device=task.device)
     assert task.class_pixels is not None, "whoever wants such weights has counted the classes"
@@ -151,7 +152,7 @@ def ohem_mean(
     if weights is not None:
         shares = shares * weights.flatten()
         number = _total(shares.sum(), exchange)
-    # A product, no selection: a loss that is not a number shows, wherever it is.
+    # A product instead of a selection, so that NaN at any place is visible in the sum.
     mean = (losses * shares).sum() / (number.clamp(min=1) if weights is None else number.clamp(min=_LEAST))
     return mean if exchange is None else mean * exchange.world
 
@@ -263,7 +264,7 @@ class _PixelLosses(torch.autograd.Function):
             total = torch.zeros_like(cells)
             weights = torch.where(label == IGNORE, 0.0, gradient.float())
             for slab in _slabs(cells, ctx.stride):
-                # Only on the CPU: on a GPU this look would wait for all that is queued.
+                # Only on the CPU: on a GPU this check would wait for all queued work.
                 if label.device.type == "cpu" and not weights[slab.samples, slab.pixels].any():
                     continue
                 weight = weights[slab.samples, slab.spread].clone()

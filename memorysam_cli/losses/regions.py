@@ -155,5 +155,5 @@ def _own(values: Tensor, exchange: Exchange | None) -> Tensor:
 
 def _mean_of_present(losses: Tensor, present: Tensor) -> Tensor:
     """The mean over the classes that occur; 0 if none does."""
-    # A product, no selection: a loss that is not a number shows, wherever it is.
+    # A product instead of a selection, so that NaN at any place is visible in the sum.
     return (losses * present).sum() / present.sum().clamp(min=1)

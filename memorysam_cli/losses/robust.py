@@ -64,7 +64,7 @@ class TeacherLoss(Loss):
         for logits, teacher, label in zip(inputs.logits, inputs.teacher, inputs.labels, strict=True):
             cells = (logits.shape[-2], logits.shape[-1])
             share = F.adaptive_avg_pool2d((label != inputs.ignored).float(), cells)  # (B, H, W) -> (B, h, w)
-            # A product, no selection: what is not a number shows, wherever it is.
+            # A product instead of a selection, so that NaN at any place is visible in the sum.
             sums.append((self._divergence(logits.float(), teacher.float()) * share).sum())
             counts.append(share.sum())
         count = inputs.total(torch.stack(counts).sum())
@@ -93,6 +93,6 @@ def _mean(inputs: LossInputs, judged: Callable[[Sequence[Tensor]], Sequence[Tens
         for logits in judged(frames)
     ]
     valid = torch.stack([(label != inputs.ignored).sum() for label in inputs.labels]).sum()
-    # Sums over all processes, as those of a process may have more labeled pixels than those of another.
+    # Sums over all processes, because one may have more labeled pixels than another.
     pixels = inputs.total(valid).clamp(min=1) * len(losses) // len(inputs.labels)
     return inputs.total(torch.stack(losses).sum()) / pixels

@@ -113,7 +113,7 @@ class PrototypeMemory(nn.Module):
         return self._reference(means, counts) if self.variant == "reference" else self._paper(means, counts)
 
     def _reference(self, means: Tensor, counts: Tensor) -> Tensor:
-        local = means / counts.clamp(min=1).unsqueeze(1)  # the second division is the reference's
+        local = means / counts.clamp(min=1).unsqueeze(1)  # the reference also divides twice
         with torch.no_grad():
             self._blend(local, torch.ones_like(self.seen))
             self.seen |= counts > 0

@@ -18,7 +18,7 @@ from memorysam_cli.errors import DataError, WeightsError
 from memorysam_cli.recipe import UNKNOWN_NAME, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.storage import documents, tensors
-from memorysam_cli.text import requirement, shown
+from memorysam_cli.text import counted, requirement, shown
 
 if TYPE_CHECKING:
     from memorysam_cli.model.weights import Segmenter, load
@@ -41,7 +41,7 @@ Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Segmenter", "load"):  # with torch, when first asked for
+    if name in ("Segmenter", "load"):  # loaded with torch when first used
         return getattr(import_module("memorysam_cli.model.weights"), name)
     raise AttributeError(f"module 'memorysam_cli.model' has no attribute '{name}'")
 
@@ -92,7 +92,9 @@ class WeightsCard(Strict):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> WeightsCard:
         if self.tokens < len(self.dataset.classes):
-            raise ValueError(f"{self.tokens} tokens are too few for {len(self.dataset.classes)} classes")
+            raise ValueError(
+                f"{counted(self.tokens, 'token', 'is')} too few for {counted(len(self.dataset.classes), 'class')}"
+            )
         known = {modality.name for modality in self.dataset.modalities}
         if not known.issuperset(self.recipe.data.modalities):
             raise ValueError("the recipe uses a modality that the data set does not have")
@@ -138,7 +140,7 @@ def parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
     if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):
         raise WeightsError(f"{where}: its card was changed after writing (its SHA-256 differs); copy it again")
     try:
-        # As our JSON first: a key that is given twice, 1e999 and NaN pass pydantic. Then strictly: no true for 1.
+        # First our own JSON reader: pydantic accepts duplicate keys, 1e999 and NaN. Then pydantic's strict mode.
         content = documents.parse_json(metadata[CARD].encode(), where="its card")
         if isinstance(content, dict):
             content["recipe"] = without_retired(content.get("recipe"))

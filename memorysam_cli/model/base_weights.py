@@ -23,7 +23,7 @@ from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import foreign, hub, tensors
-from memorysam_cli.text import few, shown, typed_path
+from memorysam_cli.text import counted, few, shown, typed_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -71,8 +71,8 @@ def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
     source = {"hub": "published", "package": "published", "random": "random", "file": rest, "hf": base.source}[kind]
     if kind == "file" and not Path(rest).is_file():
         raise WeightsError(
-            f"{where}: needs its base weights {rest} (SHA-256 {base.sha256[:12]}…), which are not there; "
-            "put them back, or use `memorysam weights merge` where they are"
+            f"{where}: needs its base weights {rest} (SHA-256 {base.sha256[:12]}…), which do not exist; "
+            "restore them, or use `memorysam weights merge` where they are"
         )
     found = load_base(network, base.backbone, source=source, seed=int(rest) if kind == "random" else 0)
     if found.sha256 != base.sha256:
@@ -213,12 +213,14 @@ def copy_tensors(
             f"{where}: does not hold the weights of {whose}: {fitting(there, needed)} of {len(needed)} tensors fit; "
             f"{found}; {remedy}"
         )
-    # They would be converted silently.
+    # PyTorch would convert them silently.
     if odd := [
         name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
     ]:
         kinds = f"{given[odd[0]].dtype}, not {wanted[odd[0]].dtype}"
-        raise WeightsError(f"{where}: {len(odd)} tensors hold no weights ({few_names(odd)}: {kinds}); {remedy}")
+        raise WeightsError(
+            f"{where}: {counted(len(odd), 'tensor', 'holds')} no weights ({few_names(odd)}: {kinds}); {remedy}"
+        )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
@@ -229,9 +231,9 @@ def few_names(names: list[str]) -> str:
     return few([shown(name[:120]) for name in names], _NAMES_SHOWN, is_counted=False)
 
 
-# SAM 2 as the transformers library names it: the files of its ``Sam2VideoModel`` (``facebook/sam2-hiera-tiny-hf`` and
-# its siblings, or a network that was fine-tuned there) hold the same tensors as Meta's. Only names differ, and the four
-# point embeddings lie in one tensor.
+# SAM 2 with the names of the transformers library: files of its ``Sam2VideoModel`` (``facebook/sam2-hiera-tiny-hf``,
+# similar ones, or a network fine-tuned with it) have the same tensors as Meta's. Only names differ, and the four point
+# embeddings are one tensor.
 
 MARK = "vision_encoder.backbone."
 """Prefixes of names in these files; no name in Meta's files begins so."""

@@ -91,7 +91,7 @@ class FoldingLora(nn.Module):
     def __init__(self, layer: nn.Linear, *, rank: int, scale: float) -> None:
         super().__init__()
         self.base_layer, self.scale = layer, scale
-        down = Linear(layer.in_features, rank, bias=False, device="meta")  # nothing is drawn: a file fills them
+        down = Linear(layer.in_features, rank, bias=False, device="meta")  # no random values: a file fills them
         up = Linear(rank, layer.out_features, bias=False, device="meta")
         place = layer.weight.device
         self.lora_A = nn.ModuleDict({ADAPTER: down.to_empty(device=place)})

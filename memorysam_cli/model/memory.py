@@ -100,7 +100,7 @@ class Notes(nn.Module):
         """A frame's memory with the additions."""
         features, position = memory.features, memory.position
         if self.classes is not None:
-            # (B, K, 4h, 4w) -> (B, K, h, w): a cell's mean. A closed gate shows no class.
+            # (B, K, 4h, 4w) -> (B, K, h, w): a cell's mean. A closed gate has no class.
             shares = F.avg_pool2d(decoded.logits[:, : self.classes.shape[1]].softmax(dim=1), kernel_size=4)
             noted = F.conv2d(shares * decoded.is_open[:, :, None, None], self.classes)  # (B, K, h, w) -> (B, C_m, h, w)
             features = features + noted.to(features.dtype)

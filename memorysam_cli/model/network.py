@@ -50,7 +50,7 @@ FROZEN = (
     "sam.obj_ptr_proj.",
     "sam.sam_mask_decoder.iou_prediction_head.",
     "sam.sam_mask_decoder.pred_obj_score_head.",
-    # Take no part in the result, so no gradient could reach them:
+    # They do not affect the result, so they get no gradient:
     "sam.sam_mask_decoder.output_hypernetworks_mlps.0.",
     "sam.mask_downsample.",
     "sam.no_mem_pos_enc",

@@ -51,7 +51,7 @@ def build(card: WeightsCard) -> Segmenter:
             sam, classes=classes, object_gate=model.object_gate, notes=notes, projection=Projection(places),
         )  # fmt: skip
         start_fresh(network)
-        network.fusion = FUSIONS.get(model.fusion)()  # last: what it draws changes nothing before
+        network.fusion = FUSIONS.get(model.fusion)()  # last: its random draws then affect nothing else
     network.card = card
     return network
 
@@ -154,7 +154,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     if image_size is not None:
         network.card = network.card.model_copy(update={"image_size": image_size})
     merge_lora(network.encoder)
-    # What is finite by itself may not be so when LoRA is multiplied out.
+    # Finite tensors may have an infinite product when LoRA is merged.
     tensors.check_finite(dict(network.encoder.state_dict()), where=f"{path}: with its LoRA merged")
     return network.requires_grad_(False).eval().to(device)  # merging makes new layers
 

@@ -1,6 +1,6 @@
-"""Recipes: their schema and the one way to read them.
+"""Recipes: their schema, and how they are read.
 
-``comparing`` says what two of them differ in and what every key means, and makes copies to edit.
+``comparing`` lists the differences of two recipes and the meaning of every key, and makes copies to edit.
 """
 
 from memorysam_cli.recipe.reading import (

@@ -1,7 +1,7 @@
-"""Recipes side by side: what two of them differ in, what every key means, and a copy to edit.
+"""Comparing recipes, the meaning of every key, and a copy to edit.
 
-The meanings are those of the schema itself: in words for people, as a JSON Schema for editors, and beside each key of
-a copy, in which nothing has changed yet.
+The meanings come from the schema's docstrings. They are shown as text, as a JSON Schema for editors, and beside each
+key of a copy.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from memorysam_cli.recipe.schema import Dumper, Recipe, Section
 from memorysam_cli.text import command, docstring
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-"""The one that editors know best."""
+"""The version with the best support in editors."""
 _REFERENCE = "#/definitions/"
 _KINDS = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text", "null": "null"}
 _BOUNDS = {"exclusiveMinimum": "> ", "minimum": "≥ ", "exclusiveMaximum": "< ", "maximum": "≤ "}
 SCHEMA_FILE = "recipe.schema.json"
-"""What ``recipes copy --schema`` writes beside the copy."""
+"""File that ``recipes copy --schema`` writes beside the copy."""
 _WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key whose values differ: plain ones, as JSON knows them."""
+    """A key with two different values, as plain JSON values."""
 
     key: str
     a: Any
@@ -54,9 +54,9 @@ class Difference:
 
 
 def differences(a: Recipe, b: Recipe) -> list[Difference]:
-    """The dotted keys of two recipes whose values differ, in the schema's order; not of ``name`` and ``about``."""
+    """The dotted keys of two recipes whose values differ, in the schema's order, without ``name`` and ``about``."""
     first, second = (dict(leaves(each.model_dump(mode="json"))) for each in (a, b))
-    keys = sorted({**first, **second}, key=_place)  # those of losses that only one of them has too
+    keys = sorted({**first, **second}, key=_place)  # also keys of losses that only one of them has
     return [
         Difference(key, first.get(key), second.get(key))
         for key in keys
@@ -65,17 +65,17 @@ def differences(a: Recipe, b: Recipe) -> list[Difference]:
 
 
 def _place(key: str) -> int:
-    """Of a key's section in the schema; keys of one section keep their order."""
+    """Place of a key's section in the schema; keys of one section keep their order."""
     return list(Recipe.model_fields).index(key.partition(".")[0])
 
 
 def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
-    """A recipe as YAML that extends another one and says what differs from it, no more.
+    """A recipe as YAML that extends another one and has only the differences.
 
     Args:
-        parent: what ``extends`` should say.
-        before: that other recipe.
-        after: the one to be written.
+        parent: the value of ``extends``.
+        before: the other recipe.
+        after: the recipe to write.
     """
     content: dict[str, Any] = {EXTENDS: parent}
     if after.name != before.name:
@@ -94,12 +94,12 @@ def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
 
 
 def to_yaml(content: dict[str, Any], *, width: int = 120) -> str:
-    """Plain values as YAML in their order, as a person would write them; a recipe reads the same values from it."""
+    """Plain values as YAML in their order, in a readable form; a recipe reads the same values from it."""
     return yaml.dump(_written(content), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 def yaml_value(value: Any) -> str:
-    """A value as a recipe would say it, on one line."""
+    """A value in a recipe's notation, on one line."""
     line = yaml.dump(
         [_written(value)], Dumper=Dumper, allow_unicode=True, width=10**6, default_flow_style=True, sort_keys=False
     )
@@ -107,7 +107,7 @@ def yaml_value(value: Any) -> str:
 
 
 def _written(value: Any) -> Any:
-    """``10`` for 10.0: a recipe's numbers may be written either way."""
+    """``10`` for 10.0, because a recipe's numbers may have either form."""
     if isinstance(value, dict):
         return {key: _written(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -126,13 +126,13 @@ def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 @dataclass(frozen=True)
 class Key:
-    """One key.
+    """A key of a recipe.
 
     Attributes:
         path: dotted, such as ``optim.lr``.
-        kind: its type in words; ``section`` has keys of its own.
-        allowed: which values of that type; empty where all are.
-        default: what holds where it is not written, as YAML; None where it must be written, and for sections.
+        kind: its type in words; a ``section`` has keys of its own.
+        allowed: the allowed values of that type; empty if all are.
+        default: the default as YAML; None for required keys, and for sections.
         meaning: a sentence or two, code in backticks.
     """
 
@@ -150,13 +150,13 @@ class Key:
 
 @cache
 def keys() -> tuple[Key, ...]:
-    """All keys of a recipe's file: a section, then its keys; what belongs to the file alone comes last."""
+    """All keys of a recipe file: each section, then its keys; keys that are only in the file come last."""
     schema = json_schema()
     return tuple(_keys(RecipeFile, schema["definitions"] | {RecipeFile.__name__: schema}, prefix=""))
 
 
 def meanings(schema: type[Section]) -> dict[str, str]:
-    """What each key of a section means, by key: its docstring, or that of the section that it is."""
+    """The meaning of each key of a section: its docstring, or that of its own section."""
     found = {key: _plain(field.description) for key, field in schema.model_fields.items() if field.description}
     for key in schema.model_fields:
         section = _any_section(schema, key)
@@ -166,10 +166,10 @@ def meanings(schema: type[Section]) -> dict[str, str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 07) of a recipe's file; looser than the check where keys depend on each other.
+    """The JSON Schema (draft 07) of a recipe file; it is less strict than the check if keys depend on each other.
 
-    A file that extends another one may leave anything out, or a section empty; any other must write what has no
-    default.
+    A file that extends another one may leave anything out, or a section empty. Any other file must have all required
+    keys.
     """
     schema = RecipeFile.model_json_schema(ref_template=f"{_REFERENCE}{{model}}")
     definitions = {RecipeFile.__name__: schema, **schema.pop("$defs")}
@@ -194,16 +194,16 @@ def json_schema() -> dict[str, Any]:
 
 
 _WHOLE = {"Reported", "Measured"}
-"""Sections that are not inherited: each is whole, or not there."""
+"""Sections that are not inherited: each is complete, or absent."""
 
 
 def _plain(text: str) -> str:
-    """A docstring on one line, for users: without what only our own papers know."""
+    """A docstring on one line, for users: without references to internal documents."""
     return " ".join(re.sub(r" \(METHOD §\d\)", "", text).split()).replace("``", "`")
 
 
 def _any_section(schema: type[Section], key: str) -> type[Section] | None:
-    """The section at a key, also one that may be left out."""
+    """The section of a key, also of one that may be left out."""
     kinds = (section_of(schema, key), *get_args(schema.model_fields[key].annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
@@ -218,7 +218,7 @@ def _sections(schema: type[Section]) -> Iterator[type[Section]]:
 
 
 def _simple(described: dict[str, Any]) -> dict[str, Any]:
-    """A key's schema as every editor understands it: no titles, and lists of one kind."""
+    """A key's schema in a form that every editor supports: no titles, and lists of one kind."""
     kinds = [_simple(each) for each in described.get("anyOf", ())]
     found = {
         key: value for key, value in described.items() if key not in {"title", "description", "anyOf", "prefixItems"}
@@ -233,7 +233,7 @@ def _simple(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _needed(schema: type[Section]) -> dict[str, Any]:
-    """What a file that extends no other one must write."""
+    """The required keys of a file that extends no other one."""
     required = [key for key, field in schema.model_fields.items() if field.is_required() and key != "name"]
     below = {key: section_of(schema, key) for key in schema.model_fields}
     sections = {key: {"type": "object", **_needed(section)} for key, section in below.items() if section is not None}
@@ -254,7 +254,7 @@ def _keys(schema: type[Section], definitions: dict[str, Any], *, prefix: str) ->
 
 
 def _words(described: dict[str, Any]) -> tuple[str, str]:
-    """The type of a key, and which of its values are allowed."""
+    """The type of a key, and its allowed values."""
     if "anyOf" in described:
         kinds = [_words(each) for each in described["anyOf"]]
         return " or ".join(kind for kind, _ in kinds), "; ".join(allowed for _, allowed in kinds if allowed)
@@ -292,8 +292,8 @@ class Copy:
 
     Attributes:
         text: of the file.
-        extends: what it says there.
-        changes: how many keys it changes already.
+        extends: its value of ``extends``.
+        changes: number of keys that it changes already.
     """
 
     text: str
@@ -302,17 +302,16 @@ class Copy:
 
 
 def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_schema: bool = False) -> Copy:
-    """The text of a file that extends a recipe: all keys are there, commented out where they say the same.
+    """The text of a file that extends a recipe, with all keys; keys with the same value are commented out.
 
     Args:
-        name_or_file: the recipe. One that extends another itself: the copy extends that other one, too, and has its
-            changes.
-        out: where the text will lie; a path in ``extends`` is relative to its folder.
-        overrides: changes to begin with, as in ``--set``.
-        has_schema: whether :data:`SCHEMA_FILE` lies beside it, for editors.
+        name_or_file: the recipe. If it extends another one, the copy extends that one, too, and has its changes.
+        out: the path of the text; a path in ``extends`` is relative to its folder.
+        overrides: changes to start with, as in ``--set``.
+        has_schema: whether :data:`SCHEMA_FILE` is beside it, for editors.
 
     Raises:
-        UsageError: no such recipe, or ``out`` is not a name for one.
+        UsageError: unknown recipe, or ``out`` is not a valid name for one.
     """
     if out.suffix not in SUFFIXES or not is_word(out.stem):
         raise UsageError(
@@ -321,7 +320,7 @@ def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), ha
     original = read(name_or_file, overrides)
     parent = original.parent or (name_or_file if name_or_file in shipped() else os.fspath(original.path))
     before = load(parent)
-    # Resolved: a path through a linked folder has another parent than it seems.
+    # Resolved, because a path through a linked folder has another parent.
     extends = parent if parent in shipped() else os.path.relpath(Path(parent).resolve(), out.parent.resolve())
     head = {override.partition("=")[0] for override in overrides} & {"name", "about"}
     changed = {each.key for each in differences(before, original.recipe)} | head
@@ -331,7 +330,7 @@ def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), ha
     values[EXTENSIONS] = [str((original.path.parent / file).absolute()) for file in original.recipe.extensions]
     changed |= {EXTENSIONS} if values[EXTENSIONS] else set()
     losses = original.recipe.losses
-    values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null: what was inherited is taken back
+    values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null removes an inherited value
     changed |= {"losses"} if losses != before.losses else set()
     for key in keys():
         if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
@@ -343,8 +342,8 @@ def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
     if has_schema:
         yield f"# yaml-language-server: $schema={SCHEMA_FILE}"
     yield from _comment(
-        f"{name}: a recipe that extends another one. What is commented out is as it is there (a later memorysam's, if "
-        "that one changes); take the # away from what you change. Then:"
+        f"{name}: a recipe that extends another one. Keys in comments keep its values (also if a "
+        "later memorysam changes them); remove the # from what you change. Then:"
     )
     for words in (("recipes", "check", name), ("recipes", "show", name, "--changes"), ("train", "--recipe", name)):
         yield f"#   {command(*words)}"
@@ -370,7 +369,7 @@ def _entry(key: Key, value: Any, *, is_changed: bool) -> Iterator[str]:
     yield from _comment(f"{key.meaning}{f' ({_allowed(key)})' if _allowed(key) else ''}", margin)
     if is_changed:
         yield from (f"{margin}{line}" for line in to_yaml({last: value}).splitlines())
-    else:  # on one line, which is uncommented at once
+    else:  # on one line, which is easy to uncomment
         yield f"{margin}#{last}: {yaml_value(value)}"
 
 

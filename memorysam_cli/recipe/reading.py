@@ -123,12 +123,12 @@ class Source:
         return True
 
     def line_of(self, keys: Sequence[str]) -> int:
-        """The line, from 1, of a value, or of what would hold it."""
+        """The line, from 1, of a value, or of the section that would contain it."""
         return line_of(self.path.read_text(encoding="utf-8-sig"), keys)
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the wheel, or at the top of a checkout."""
+    """The folder of the shipped recipes: inside the wheel, or at the top of a checkout."""
     inside = PACKAGE / "recipes"
     return inside if inside.is_dir() else PACKAGE.parent / "recipes"
 
@@ -144,10 +144,10 @@ def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, wh
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         beside: the folder that a path is relative to; None: the current one.
-        where: what begins the message of a refusal.
+        where: start of the error message.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it does not exist.
     """
     text = os.fspath(name_or_file)
     known = shipped()
@@ -172,7 +172,7 @@ def read_source(path: Path) -> Source:
     """Read one file, without the recipe that it extends.
 
     Raises:
-        UsageError: it cannot be read, is not a mapping, or says something impossible beside the recipe.
+        UsageError: it cannot be read, is not a mapping, or has a wrong value outside the recipe's own keys.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -195,16 +195,16 @@ def read_source(path: Path) -> Source:
 
 
 def load_extensions(source: Source) -> None:
-    """Name the Python files of a recipe's file to be loaded, and write their absolute paths into its content.
+    """Register the Python files of a recipe file for loading, and write their absolute paths into its content.
 
     Only for a file that the user gave on the command line; a shipped recipe has none.
 
     Raises:
-        UsageError: one is not there.
+        UsageError: a file does not exist.
     """
     listed = source.content.get(EXTENSIONS)
     if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
-        return  # what is not a list of names the schema refuses
+        return  # the schema refuses anything but a list of names
     paths = [(source.path.parent / file).absolute() for file in listed]
     add_files(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
     source.content[EXTENSIONS] = [str(path) for path in paths]
@@ -214,7 +214,7 @@ def read_parent(source: Source) -> Source | None:
     """The file that another one extends, if it does.
 
     Raises:
-        UsageError: it is not there, or extends a third one.
+        UsageError: it does not exist, or extends a third one.
     """
     if source.extends is None:
         return None
@@ -232,7 +232,7 @@ def read_parent(source: Source) -> Source | None:
 
 
 def extend(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """The content of a recipe with another one's changes: sections key by key, all else as a whole."""
+    """The content of a recipe with another one's changes: sections are merged key by key, other values replaced."""
     both = {key: value for key, value in parent.items() if key not in OF_ITS_OWN}
     return _merge(both, child)
 
@@ -246,7 +246,7 @@ def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_empty(content: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
-    """The content without sections that hold nothing: all of whose keys are commented out."""
+    """The content without empty sections, in which all keys are commented out."""
     found = {}
     for key, value in content.items():
         section = section_of(schema, key)
@@ -267,21 +267,21 @@ NOT_FOR_LOSSES = frozenset({
     "adamw", "ema", "epoch", "gradient_norm", "loss", "lr", "macc", "mf1", "miou", "miou_native", "peak_memory_gb",
     "scenes_per_second", "seconds_data", "step", "updates",
 })  # fmt: skip
-"""Names that the values of metrics.jsonl and the tensors of checkpoints have already."""
+"""Names that values in metrics.jsonl and tensors in checkpoints already have."""
 _TOP = "top level: "
-"""How a message begins whose key stands in no section."""
+"""Start of a message about a key outside all sections."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A recipe, and what its file says beside it.
+    """A recipe, and the further content of its file.
 
     Attributes:
-        recipe: with every value, those of the recipe that it extends and the overrides included.
+        recipe: with every value, including those of the recipe that it extends and the overrides.
         path: its file.
-        parent: the recipe that it extends: a shipped recipe's name, or a path; None where it extends none.
-        reported: what was published for it; None with overrides, which make another recipe of it.
-        measured: what it was seen to need; None with overrides.
+        parent: the recipe that it extends: a shipped recipe's name, or a path; None if it extends none.
+        reported: its published result; None with overrides, which make it another recipe.
+        measured: the memory that it needed; None with overrides.
     """
 
     recipe: Recipe
@@ -293,12 +293,12 @@ class Document:
 
 @dataclass(frozen=True)
 class _RefusedError(Exception):
-    """A value of a recipe that cannot be.
+    """A refused value of a recipe.
 
     Attributes:
-        keys: that lead to it.
+        keys: the path to it.
         reason: one line.
-        is_unknown_name: whether it is a name that nothing is registered under here.
+        is_unknown_name: whether it is a name that is not registered.
     """
 
     keys: tuple[str, ...]
@@ -318,13 +318,12 @@ def load(
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         overrides: such as ``"optim.lr=1e-4"``; the last one wins; ``null`` clears.
-        with_extensions: the user gave this very file on the command line, so that the code it names may run.
-        is_stored: it is a run's own and only looked at, so that losses that are not registered here are taken as they
-            are.
+        with_extensions: the user gave this file itself on the command line, so the code that it names may run.
+        is_stored: it is the stored recipe of a run and only read, so losses that are not registered are kept unchecked.
 
     Raises:
-        UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
-        DataError: the same of a stored one, which nobody has typed.
+        UsageError: unknown recipe, an unknown key, a wrong type or an impossible value.
+        DataError: the same for a stored recipe.
     """
     try:
         return read(name_or_file, overrides, with_extensions=with_extensions, is_stored=is_stored).recipe
@@ -341,10 +340,10 @@ def read(
     with_extensions: bool = False,
     is_stored: bool = False,
 ) -> Document:
-    """As :func:`load`, with what the file says beside the recipe.
+    """As :func:`load`, with the further content of the file.
 
     Raises:
-        UsageError: likewise; or what it extends is missing, wrong, or extends another one.
+        UsageError: as :func:`load`; or the extended recipe is missing, wrong, or extends another one.
     """
     own = read_source(find(name_or_file))
     if with_extensions:
@@ -367,7 +366,7 @@ def read(
 
 
 def parse(content: dict[str, Any], *, where: str) -> Recipe:
-    """Check a recipe's content; ``where`` begins the message of the ``UsageError`` that a fault raises."""
+    """Check a recipe's content; the message of a ``UsageError`` begins with ``where``."""
     try:
         return _complete_losses(_validate(content, Recipe))
     except _RefusedError as refused:
@@ -377,7 +376,8 @@ def parse(content: dict[str, Any], *, where: str) -> Recipe:
 LIGHT: dict[str, type[LossSettings]] = {
     "focal": Focal, **dict.fromkeys(("dice", "lovasz", "single", "prefix"), LossSettings),
 }  # fmt: skip
-"""What the further losses that come with memorysam bring: a recipe is read without them, for they bring torch."""
+"""Settings of the further losses that come with memorysam, so that a recipe is read without the losses, which import
+torch."""
 
 
 def settings_of(name: str) -> type[LossSettings]:
@@ -393,24 +393,24 @@ def settings_of(name: str) -> type[LossSettings]:
 
 
 def loss_settings(recipe: Recipe, name: str) -> LossSettings:
-    """The settings of one of ``losses``, of the class that the loss brings.
+    """The settings of one of ``losses``, as an instance of the loss's own class.
 
     Raises:
         KeyError: it is not registered.
-        ValidationError: they are not those of this loss.
+        ValidationError: the settings do not fit this loss.
     """
     kind = settings_of(name)
     return kind.model_validate_json(json.dumps(recipe.losses[name]), strict=True)
 
 
 def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
-    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is not a count.
+    """The recipe of plain values; ``"1"`` and ``true`` are not numbers, ``1.0`` is not a count.
 
     ``schema`` has the keys that a message may name.
     """
     _refuse_bytes(content, ())
     try:
-        # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
+        # As JSON: strict mode of pydantic then accepts a list for a tuple and an integer for a float, and nothing else.
         return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
     except ValidationError as error:
         is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in error.errors())
@@ -418,7 +418,7 @@ def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
 
 
 def _refuse_bytes(value: Any, keys: tuple[str, ...]) -> None:
-    """Refuse what stands for bytes that are no UTF-8, which a recipe could not be stored with."""
+    """Refuse text that stands for bytes which are not UTF-8, because a recipe could not be stored with it."""
     if isinstance(value, dict | list):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_bytes(key, keys)
@@ -455,7 +455,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one ``a.b.c=value`` in nested dictionaries, the value read as YAML."""
+    """Set one ``a.b.c=value`` in nested dictionaries; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
@@ -473,14 +473,14 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _not_loaded(own: Source) -> str:
-    """What a stored recipe says of the code that it was made with, which only the user's own word loads."""
+    """A hint on the code that a stored recipe was made with, which is loaded only if the user names it."""
     listed = own.content.get(EXTENSIONS)
     named = [f"--extend {file}" for file in listed if isinstance(file, str)] if isinstance(listed, list) else []
     return f"; it was made with {' '.join(named)}" if named else ""
 
 
 def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides: Sequence[str]) -> str:
-    """Who wrote the value at ``keys``: the last override of it, or a line of the file or of what it extends."""
+    """The source of the value at ``keys``: the last override, or a line of the file or of the extended one."""
     dotted = ".".join(keys)
     for override in reversed(overrides):
         if f"{dotted}.".startswith(f"{override.partition('=')[0]}."):
@@ -490,7 +490,7 @@ def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides
 
 
 def _parent_name(own: Source, parent: Source | None) -> str | None:
-    """What the recipe that is extended is called from the current folder."""
+    """The extended recipe's name or its path from the current folder."""
     if parent is None:
         return None
     is_shipped = own.extends in shipped()

@@ -1,4 +1,4 @@
-"""What pydantic refuses, told to the user: where, what, what is allowed, and which key was meant."""
+"""Pydantic's errors as messages for users: place, value, what is allowed, and the probable key."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 NEAR = 0.6
-"""How like a key of its own section an unknown one must be to come before the very key of another section."""
+"""Similarity of a key in the same section from which it is suggested before an equal key of another section."""
 
 
 def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[str, ...], str]:
-    """The first of an error's faults.
+    """The first of several errors.
 
     Args:
-        error: from validating ``schema``, all of whose values are plain (as JSON or YAML gives them).
-        schema: for the keys that are known.
+        error: from validating ``schema``; all values are plain (from JSON or YAML).
+        schema: for the known keys.
 
     Returns:
-        The keys that lead to the value, and one line on it; further faults are counted.
+        The path to the value, and one line on it; further errors are counted.
     """
-    # Unknown keys first: a mistyped one leaves another one missing, and names the cause.
+    # Unknown keys first: a mistyped key makes another one missing, and is the cause.
     first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
@@ -40,7 +40,7 @@ def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[
 
 
 def line_of(text: str, keys: Sequence[str]) -> int:
-    """The line, from 1, of a value in a YAML document; of what holds it where it is not there itself."""
+    """The line, from 1, of a value in a YAML document, or of its section if it is not there."""
     node, line = yaml.compose(text, Loader=yaml.SafeLoader), 1
     for key in keys:
         if isinstance(node, yaml.SequenceNode) and key.isdecimal() and int(key) < len(node.value):
@@ -57,7 +57,7 @@ def line_of(text: str, keys: Sequence[str]) -> int:
 
 
 def _explain(error: ErrorDetails, keys: tuple[str, ...], sections: dict[str, list[str]]) -> str:
-    """One error as what is wrong and what is allowed."""
+    """An error as a message: what is wrong and what is allowed."""
     path = ".".join(keys)
     if error["type"] == "missing":
         return f"{path}: is required and missing; write it out"
@@ -76,18 +76,18 @@ def _explain(error: ErrorDetails, keys: tuple[str, ...], sections: dict[str, lis
 
 
 def kind_of(value: object) -> str:
-    """The user's word for the type of a value that YAML gave."""
+    """The word for the type of a YAML value."""
     words = {type(None): "nothing", bool: "true or false", str: "text", list: "a list", dict: "a section"}
     return words.get(type(value), "a number")
 
 
 def keys_called(name: str, schema: type[BaseModel]) -> list[str]:
-    """The dotted keys of a schema whose last word is this one."""
+    """The dotted keys of a schema that end with this word."""
     return [f"{section}.{name}".lstrip(".") for section, keys in _sections(schema) if name in keys]
 
 
 def _sections(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """The keys of every section of a schema by its dotted name; the top level is ``""``."""
+    """The keys of every section of a schema by its dotted name; that of the top level is ``""``."""
     yield prefix, list(schema.model_fields)
     for name, information in schema.model_fields.items():
         annotation = information.annotation

@@ -145,7 +145,7 @@ class Data(Section):
         if len(set(value)) != len(value):
             raise ValueError("a modality occurs twice")
         if ALL in value and len(value) > 1:
-            raise ValueError("'all' stands alone; name the modalities, or give [all]")
+            raise ValueError("'all' must be the only value; name the modalities, or give [all]")
         return value
 
 

@@ -1,1 +1,2 @@
-"""What people see: ``console`` the terminal, ``live`` its progress, ``figures``, ``pictures`` of scenes, ``pages``."""
+"""Visible output: ``console`` for the terminal, ``live`` for progress, ``figures``, ``pictures`` of scenes, HTML
+``pages``."""

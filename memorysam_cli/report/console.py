@@ -1,10 +1,10 @@
 """The terminal: the answer on stdout; notes, warnings, errors and progress on stderr.
 
-What is printed may hold names from files. Therefore everything passes one place, :func:`_write` or what draws tables,
-bars and screens, where control characters and undecodable bytes are escaped: no file drives a terminal.
+Output may contain names from files. Therefore everything goes through :func:`_write` or through the code for tables,
+bars and screens, which escape control characters and undecodable bytes: no file can control a terminal.
 
-Color follows ``NO_COLOR``, ``FORCE_COLOR`` (color only, never a bar) and ``TERM=dumb``. rich is imported
-only where color or a table is drawn.
+Color follows ``NO_COLOR``, ``FORCE_COLOR`` (color only, never a bar) and ``TERM=dumb``. rich is imported only if color
+or a table is needed.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
 _PIPED_WIDTH = 1000
-"""Columns of a table that no terminal limits, so that nothing is cut in a file."""
+"""Columns of a table without a terminal, so that nothing is cut off in a file."""
 
 
 @dataclass
 class _State:
-    """What ``setup`` chose, and the logs that are open."""
+    """The settings from ``setup``, and the open logs."""
 
     verbosity: int = NORMAL
     color: bool | None = None
     json: bool = False
     answer: dict[str, Any] | None = None
-    """What ``--json`` will print when the command ends."""
+    """The object that ``--json`` will print when the command ends."""
     logs: list[TextIO] = field(default_factory=list)
     after_table: bool = False
 
@@ -50,19 +50,19 @@ _state = _State()
 
 
 def setup(*, verbosity: int = NORMAL, color: bool | None = None, json: bool = False) -> None:
-    """Choose how much is said; called once by every command.
+    """Set how much is printed; called once by every command.
 
     Args:
         verbosity: -1 warnings and errors only, 0 notes too, 1 details too.
-        color: True or False decides; None asks the environment and the terminal.
-        json: stdout is reserved for ``answer``; ``say`` and ``table`` fall silent.
+        color: True or False; None: depends on the environment and the terminal.
+        json: stdout is reserved for ``answer``; ``say`` and ``table`` print nothing.
     """
     _state.verbosity, _state.color, _state.json, _state.after_table = verbosity, color, json, False
     _state.answer = None
 
 
 class _Patient(io.FileIO):
-    """Takes everything, also what nobody reads any more."""
+    """Accepts all output, even if its stream no longer works."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -72,14 +72,14 @@ class _Patient(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Let nothing that becomes of stderr end the program: its reader or terminal may go away, its disk may fill up.
+    """Keep the program running if stderr fails, because its reader or terminal may disappear or its disk may be full.
 
-    Days of work are worth more than words that nobody reads; a run's log file gets them all the same.
+    Days of work are more important than messages that nobody reads. A run's log file gets them in any case.
     """
     try:
-        # By a descriptor of its own: what C libraries write to 2 is put aside now and then (storage.images).
+        # With a separate descriptor, because descriptor 2 is sometimes redirected (storage.images).
         raw = _Patient(os.dup(sys.stderr.fileno()), "w")
-    except (OSError, ValueError):  # it is not a file, or there is no descriptor left
+    except (OSError, ValueError):  # it is not a file, or no descriptor is left
         return
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True
@@ -87,9 +87,9 @@ def outlive_readers() -> None:
 
 
 def hush_libraries() -> None:
-    """Let warnings of other libraries reach the logs and ``-v`` alone; what a user asks of Python itself stays.
+    """Send warnings of other libraries only to the logs and to ``-v``; the user's own Python settings have priority.
 
-    Our own are said by :func:`warn`; somebody else's name files and functions that no user of ours knows.
+    Our own warnings go through :func:`warn`. Those of other libraries name files and functions that users do not know.
     """
     import logging
     import warnings
@@ -101,7 +101,7 @@ def hush_libraries() -> None:
         detail(f"{category.__name__}: {' '.join(str(message).split())}")
 
     class Details(logging.Handler):
-        """Of loggers that nobody has given a handler."""
+        """For loggers without a handler."""
 
         def emit(self, record: logging.LogRecord) -> None:
             detail(f"{record.name}: {' '.join(record.getMessage().split())}")
@@ -111,7 +111,7 @@ def hush_libraries() -> None:
 
 
 def answer(value: dict[str, Any]) -> None:
-    """Keep the one JSON object of ``--json``; :func:`finish` prints it when the command ends.
+    """Set the JSON object of ``--json``; :func:`finish` prints it when the command ends.
 
     Raises:
         ValueError: NaN or infinity in ``value``.
@@ -123,11 +123,11 @@ def answer(value: dict[str, Any]) -> None:
 
 
 def finish(*, code: int = 0, message: str = "") -> None:
-    """Print the one JSON object of ``--json`` on stdout: the answer if there is one, and what ended the command.
+    """Print the JSON object of ``--json`` on stdout: the answer if there is one, and the error.
 
     Args:
-        code: the exit code; other than 0, the object has ``error``, beside what the command found out before it failed.
-        message: why, as stderr has it.
+        code: the exit code; if it is not 0, the object has ``error``, besides results from before the error.
+        message: the message, as on stderr.
     """
     from memorysam_cli.storage.documents import to_json
 
@@ -137,7 +137,7 @@ def finish(*, code: int = 0, message: str = "") -> None:
     if found is None:
         return
     text = to_json(found)
-    if not text.isprintable() or not _fits(sys.stdout, text):  # JSON itself allows letters that drive terminals
+    if not text.isprintable() or not _fits(sys.stdout, text):  # JSON itself allows characters that control terminals
         from json import dumps
 
         text = dumps(found, allow_nan=False)  # escapes all that is not ASCII
@@ -145,23 +145,23 @@ def finish(*, code: int = 0, message: str = "") -> None:
 
 
 def say(text: str) -> None:
-    """Print a line of the answer for people on stdout (nothing under ``--json``)."""
+    """Print a line of the answer on stdout (nothing with ``--json``)."""
     if not _state.json:
         _leave_table()
         _write(sys.stdout, escaped(text))
 
 
 def show_document(text: str) -> None:
-    """Print a text of several lines on stdout, such as YAML (nothing under ``--json``)."""
+    """Print a text of several lines on stdout, such as YAML (nothing with ``--json``)."""
     if not _state.json:
         _leave_table()
         _write(sys.stdout, escaped(text, keep="\n\t"))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print a table on stdout (nothing under ``--json``); a column of numbers only is set flush right.
+    """Print a table on stdout (nothing with ``--json``); columns of numbers are right-aligned.
 
-    A column behind the first in which no row has a value is left out. An empty line follows before whatever comes next.
+    A column without any value is left out, except the first. An empty line separates the table from the next output.
     """
     if _state.json:
         return
@@ -190,41 +190,41 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 
 def detail(text: str) -> None:
-    """Say something on stderr that only ``-v`` shows (a log file always gets it)."""
+    """Print a line on stderr only with ``-v`` (a log file always gets it)."""
     _tell(text, level="detail", shown=_state.verbosity >= VERBOSE)
 
 
 def note(text: str) -> None:
-    """Say something on stderr, unless ``-q``."""
+    """Print a line on stderr, unless ``-q``."""
     _tell(text, level="note", shown=_state.verbosity >= NORMAL)
 
 
 def warn(text: str) -> None:
-    """Warn on stderr, also under ``-q``; on a terminal what to do stands out, as of :func:`error`."""
+    """Print a warning on stderr, also with ``-q``; on a terminal the advice is highlighted, as in :func:`error`."""
     _tell(text, level="warning", prefix="memorysam: warning:", style="yellow")
 
 
 def error(text: str, *, code: int) -> None:
-    """Say on one line of stderr why the command ends with exit code ``code``.
+    """Print on one line of stderr why the command ends with exit code ``code``.
 
-    On a terminal, what to do stands out behind an arrow (:func:`memorysam_cli.errors.advice`); in a pipe and a log, and
-    under ``--json``, the message is one sentence that programs can search.
+    On a terminal, the advice follows after an arrow (:func:`memorysam_cli.errors.advice`). In a pipe, a log, and with
+    ``--json``, the message is one sentence that programs can search.
     """
     _tell(text, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
 
 
 def show_traceback(error: BaseException) -> None:
-    """Print on stderr where an exception came from."""
+    """Print the traceback of an exception on stderr."""
     _write(sys.stderr, escaped("".join(traceback.format_exception(error)), keep="\n\t").rstrip("\n"))
 
 
 def progress(total: int, label: str, *, is_steady: bool = False) -> contextlib.AbstractContextManager[Progress]:
-    """Show the progress of ``total`` things: a bar where a person watches, else a sober line now and then.
+    """Show the progress of ``total`` items: a bar on an interactive terminal, otherwise a plain line now and then.
 
     Args:
-        total: how many; 0 shows nothing.
+        total: number of items; 0 shows nothing.
         label: a word or two.
-        is_steady: these are scenes that all take about as long: a note where they become ten times slower.
+        is_steady: the items are scenes of similar duration; a note is printed if they become ten times slower.
 
     Returns:
         A context whose value has ``advance(n=1, status="", figures=None)``.
@@ -245,7 +245,7 @@ def progress(total: int, label: str, *, is_steady: bool = False) -> contextlib.A
 
 
 def width() -> int:
-    """Columns of the terminal that stdout is, or 80."""
+    """Columns of the terminal on stdout, or 80."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError):
@@ -253,16 +253,16 @@ def width() -> int:
 
 
 def redraws() -> bool:
-    """Whether stdout is a terminal before a person, where lines can be written over."""
+    """Whether stdout is an interactive terminal, on which lines can be overwritten."""
     return sys.stdout.isatty() and _moves_cursor() and not in_ci()
 
 
 @contextlib.contextmanager
 def screen() -> Iterator[Callable[[Sequence[str]], None]]:
-    """Lines on stdout that are written over by the next ones; the last ones stay.
+    """Lines on stdout that the next ones overwrite; the last ones stay.
 
     Yields:
-        What shows the lines, cut to the terminal's width.
+        A function that shows lines, cut to the terminal's width.
     """
     from rich.text import Text
 
@@ -279,7 +279,7 @@ def screen() -> Iterator[Callable[[Sequence[str]], None]]:
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append all that is said on stderr (details too, bars as sober lines) to a text file, with time and no color.
+    """Append all output of stderr (details too, bars as plain lines) to a text file, with time and without color.
 
     An exception that leaves the context is recorded as the last line.
     """
@@ -309,19 +309,19 @@ def _log(text: str, *, level: str) -> None:
 
 
 def _leave_table() -> None:
-    """An empty line between a table and what follows it."""
+    """Print an empty line between a table and the next output."""
     if _state.after_table:
         _state.after_table = False
         _write(sys.stdout, "")
 
 
 def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> None:
-    """One line, never wrapped; what the stream cannot encode is escaped."""
+    """Write one line, never wrapped; characters that the stream cannot encode are escaped."""
     if not _fits(stream, text):
         encoding = stream.encoding or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     with _beside_bars():
-        what, lead, remedy = _parts(stream, text) if prefix else (text, "", "")
+        what, lead, remedy = _parts(stream, text, beside=prefix) if prefix else (text, "", "")
         if prefix and _has_color(stream):
             from rich.text import Text
 
@@ -332,17 +332,23 @@ def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> N
             stream.flush()
 
 
-def _parts(stream: TextIO, text: str) -> tuple[str, str, str]:
-    """An error or a warning as a terminal shows it: what is wrong, an arrow, and what to do."""
+def _parts(stream: TextIO, text: str, *, beside: str) -> tuple[str, str, str]:
+    """An error or a warning for a terminal: the problem, an arrow, and the advice.
+
+    The advice has its own line if the terminal is too narrow for both, so that a command is not broken within a word.
+    """
     if not (stream.isatty() and _moves_cursor()):
         return text, "", ""
     what, lead, remedy = advice(text)
-    arrow = "→" if _fits(stream, "→") else "->"
-    return what, f" {arrow} {lead}" if remedy else "", remedy
+    if not remedy:
+        return text, "", ""
+    lead = f"{'→' if _fits(stream, '→') else '->'} {lead}"
+    is_long = len(f"{beside} {what} {lead}{remedy}") > _rich(stream).width
+    return what, f"\n  {lead}" if is_long else f" {lead}", remedy
 
 
 def _fits(stream: TextIO, text: str) -> bool:
-    """Whether the stream's encoding holds the text: not so for odd file names, and in an ASCII locale."""
+    """Whether the stream's encoding supports the text; not for unusual file names, and in an ASCII locale."""
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -354,14 +360,14 @@ def _rich(stream: TextIO) -> Console:
     from rich.console import Console
 
     class Steady(Console):
-        """Never hides the cursor: who kills the program would be left without one."""
+        """Never hides the cursor, which would stay hidden if the program is killed."""
 
         def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002
             return False
 
     color = _has_color(stream)
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    is_screen = stream.isatty() and _moves_cursor()  # also without color: what is drawn live needs no more
+    is_screen = stream.isatty() and _moves_cursor()  # also without color: live output needs nothing else
     return Steady(file=stream, force_terminal=color or is_screen, no_color=not color, width=width, highlight=False)
 
 
@@ -380,7 +386,7 @@ def _moves_cursor() -> bool:
 
 
 def asks(question: str) -> bool:
-    """Ask on a terminal; True if somebody types y or yes. Where nobody can be asked, the answer is no."""
+    """Ask on a terminal; True for y or yes. Without a terminal, the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     _leave_table()
@@ -391,14 +397,14 @@ def asks(question: str) -> bool:
 
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
-    """Lift the bars while a line is written, so that neither tears the other."""
+    """Remove bars while a line is written, so that they do not mix."""
     table = live.current_table()
     with contextlib.nullcontext() if table is None else table.lifted():
         yield
 
 
 _NOTHING = {"", "-", "–", "—"}
-"""How a cell says that there is no value."""
+"""The text of a cell without a value."""
 
 
 def _is_told(cells: Iterable[str]) -> bool:

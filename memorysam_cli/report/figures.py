@@ -1,7 +1,7 @@
-"""Figures as PNG bytes: confusion matrix, per-class bars, training curves, and how a cost grows with a size.
+"""Figures as PNG bytes: confusion matrix, per-class bars, training curves, and costs over a size.
 
-Matplotlib is imported only when a figure is drawn, without pyplot, so that no window system and no global
-state is touched. Colors: Okabe and Ito's, and a single-hue map; both are safe for the color-blind.
+Matplotlib is imported only when a figure is drawn, without pyplot, so that no window system and no global state is
+used. Colors are Okabe and Ito's, and a single-hue map; both are safe for color blindness.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ GRAY = "#8c8c8c"
 LONGEST_NAME = 28
 """Letters of a class's name on an axis."""
 SKEWED = 50
-"""How much commoner the commonest class must be than the rarest one for a logarithmic axis."""
+"""Ratio of the most common to the rarest class from which the axis is logarithmic."""
 FEW = 30
-"""Points below which each one is marked."""
+"""Number of points below which each one is marked."""
 MOST_WITH_TEXT = 40
-"""Classes up to which the cells of a confusion matrix carry their percentage."""
+"""Number of classes up to which the cells of a confusion matrix show their percentage."""
 WIDEST_MATRIX = 28.0
-"""Inches: 3,360 pixels. 255 classes at the size of 40 would take gigabytes."""
+"""Inches: 3,360 pixels. 255 classes at the scale of 40 would need gigabytes."""
 AXIS_ENDS = (15, 30, 45, 60, 80, 108)
-"""Where an axis of percentages may end: behind the longest bar and its figure."""
+"""Possible ends of an axis of percentages, after the longest bar and its number."""
 TALLEST = 240.0
-"""Inches of any figure: 28,800 pixels; Matplotlib refuses 65,536."""
+"""Largest height of a figure in inches: 28,800 pixels; Matplotlib refuses 65,536."""
 
 TERM_COLORS = (ORANGE, PURPLE, VERMILION, GREEN, GRAY)
-"""Of the losses that make up the whole one, in their order; beyond these they come again."""
+"""Colors of the losses, in their order; with more losses they repeat."""
 SMOOTH_SHARE = 20
-"""A smoothed line averages this part of a run's steps around each step."""
+"""A smoothed line averages over this share of a run's steps around each step."""
 PALE = 0.3
-"""Opacity of the values themselves behind their smoothed line."""
+"""Opacity of the values behind their smoothed line."""
 TERM_TITLES = {"spmm": ("SPMM loss", "before its weight")}
-"""Title and note of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
+"""Title and note of losses whose values in ``metrics.jsonl`` differ from those in the sum."""
 Panels = dict[str, dict[str, tuple[str, str]]]
 """Titles of panels → key of a row → the name and color of its line."""
 CURVES: Panels = {
@@ -67,11 +67,11 @@ def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = 
     Args:
         matrix: (K, K) counts, rows the truth.
         classes: K names.
-        title: the line above.
+        title: the title.
 
     Returns:
-        A PNG of bounded size. Cells from 1 % on carry their percentage, of up to :data:`MOST_WITH_TEXT` classes; a
-        class without ground truth is gray.
+        A PNG of bounded size. Cells from 1 % on show their percentage, up to :data:`MOST_WITH_TEXT` classes; a class
+        without ground truth is gray.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     truth = counts.sum(1, keepdims=True)
@@ -102,11 +102,11 @@ def per_class_bars(
     """Horizontal bars of each class's IoU, with the mean as a line.
 
     Args:
-        iou: K values in percent.
+        iou: K values, in %.
         classes: K names.
-        pixels: ground-truth pixels per class; a class without any is named so.
-        mean: mIoU in percent.
-        title: the line above.
+        pixels: ground-truth pixels per class; a class without any is marked.
+        mean: mIoU in %.
+        title: the title.
 
     Returns:
         A PNG.
@@ -141,11 +141,11 @@ def failure_bars(
     """Horizontal bars of the mIoU under each sensor failure, one color per level.
 
     Args:
-        bars: level → the mIoU in percent of each failure and its standard deviation, if it has one.
+        bars: level → the mIoU in % of each failure and its standard deviation, if it has one.
         labels: of the failures.
-        what: the labels are, such as ``missing``.
+        what: the kind of failure, such as ``missing``.
         means: the average of each level, drawn as a dashed line; or none.
-        title: the line above.
+        title: the title.
 
     Returns:
         A PNG.
@@ -180,16 +180,16 @@ def failure_bars(
 
 
 def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[str], title: str = "") -> bytes:
-    """Horizontal bars of how much of each split belongs to each class, one color per split.
+    """Horizontal bars of the share of each class in each split, one color per split.
 
     Args:
         shares: split → K percentages.
         classes: K names.
-        title: the line above.
+        title: the title.
 
     Returns:
-        A PNG. The axis is logarithmic where the rarest class is far rarer than the commonest; a class without a pixel
-        is said to be absent.
+        A PNG. The axis is logarithmic if the rarest class is much rarer than the most common one; classes without a
+        pixel are marked as absent.
     """
     positive = [value for values in shares.values() for value in values if value > 0]
     is_skewed = bool(positive) and max(positive) > SKEWED * min(positive)
@@ -228,7 +228,7 @@ def offsets_histogram(offsets: Mapping[str, Sequence[float]], *, title: str = ""
 
     Args:
         offsets: sensor → milliseconds behind the first sensor, one per scene.
-        title: the line above.
+        title: the title.
 
     Returns:
         A PNG; all panels share their axis.
@@ -247,14 +247,14 @@ def offsets_histogram(offsets: Mapping[str, Sequence[float]], *, title: str = ""
 
 
 def curves(rows: Sequence[Mapping[str, Any]], *, terms: Sequence[str] = ("ohem", "spmm"), title: str = "") -> bytes:
-    """The course of a training run: the losses smoothed, over their pale values; panels without a value are left out.
+    """The curves of a training run: smoothed losses over their pale values; panels without values are left out.
 
     Args:
-        rows: as of ``metrics.jsonl``: each has ``step``, and any of ``loss``, the terms and the keys of :data:`CURVES`.
+        rows: from ``metrics.jsonl``: each has ``step``, and any of ``loss``, the losses and the keys of :data:`CURVES`.
             Values that are not finite leave a gap.
-        terms: names of the losses that ``loss`` is the sum of. The first is most of it and shares its axis; each
-            other one, which may be a thousandth of it, has an axis of its own.
-        title: the line above.
+        terms: names of the losses in the sum ``loss``. The first is most of it and shares its axis. Each other one may
+            be a thousandth of it, and has an axis of its own.
+        title: the title.
 
     Returns:
         A PNG.
@@ -294,8 +294,8 @@ def _draw_line(
     width: float,
     is_smooth: bool,
 ) -> None:
-    """A key's values; of many that are noisy, their course in front."""
-    if steps.size < FEW:  # few points (validations) would vanish as a bare line
+    """Draw a key's values; if they are many and noisy, with a smoothed line in front."""
+    if steps.size < FEW:  # few points (validations) would be invisible without marks
         axes.plot(steps, values, color=shade, label=label, linewidth=width, marker="o", markersize=3)
     elif is_smooth:
         axes.plot(steps, values, color=shade, linewidth=0.8, alpha=PALE)
@@ -308,8 +308,8 @@ def smoothed(values: ArrayLike, *, window: int) -> NDArray[np.float64]:
     """The mean of the values around each one.
 
     Args:
-        values: (N,), of which those that are not finite count for nothing and stay gaps.
-        window: how many values each mean is of, half of them on each side and itself; fewer at the ends.
+        values: (N,); values that are not finite are ignored and stay gaps.
+        window: number of values in each mean, half of them on each side; fewer at the ends.
 
     Returns:
         (N,).
@@ -330,12 +330,12 @@ COST_SHADES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GRAY)
 
 
 def scaling(panels: Mapping[str, Costs], *, against: str, title: str = "") -> bytes:
-    """Lines over one axis, a panel for each cost; a series has one color in all panels.
+    """Lines over a common axis, a panel for each cost; a series has the same color in all panels.
 
     Args:
-        panels: what a cost is called, with its unit → its series; every cost is 0 at the least.
-        against: what the common axis is called.
-        title: the line above.
+        panels: name and unit of a cost → its series; every axis of a cost begins at 0.
+        against: name of the common axis.
+        title: the title.
 
     Returns:
         A PNG.
@@ -361,7 +361,7 @@ def scaling(panels: Mapping[str, Costs], *, against: str, title: str = "") -> by
 
 @contextmanager
 def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
-    """A figure of so many inches, and the buffer that holds its PNG when the block ends."""
+    """A figure of this size in inches, and the buffer that has its PNG when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -370,7 +370,7 @@ def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
         figure = Figure(figsize=(width, min(height, TALLEST)), dpi=120, layout="constrained")
         yield figure, buffer
-        for text in figure.findobj(Text):  # names come from files; the ticks' are escaped where they are set
+        for text in figure.findobj(Text):  # names come from files; those of ticks are escaped where they are set
             assert isinstance(text, Text)
             text.set_text(shown(text.get_text(), keep="\n"))
         # Tight: the layout forgets the axis label of a square heat map with long tick names.
@@ -378,13 +378,13 @@ def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO
 
 
 def _short(name: str) -> str:
-    """A name for an axis: a long one keeps its two ends, where names differ."""
+    """A name for an axis: of a long one only the two ends, where names usually differ."""
     half, name = LONGEST_NAME // 2, shown(name)
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _write_cells(axes: Axes, percent: NDArray[np.float64]) -> None:
-    """Write each percentage from 1 on in its cell, white on dark."""
+    """Write each percentage from 1 on in its cell, white on dark cells."""
     for row, column in zip(*np.nonzero(np.nan_to_num(percent) >= 1), strict=True):
         value = percent[row, column]
         shade = "white" if value > 55 else "black"
@@ -392,7 +392,7 @@ def _write_cells(axes: Axes, percent: NDArray[np.float64]) -> None:
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of the rows that have the key; None becomes a gap."""
+    """Steps and values of the rows with this key; None becomes a gap."""
     having = [row for row in rows if key in row and "step" in row]
     values = [float("nan") if row[key] is None else float(row[key]) for row in having]
     return np.array([row["step"] for row in having], np.float64), np.array(values, np.float64)

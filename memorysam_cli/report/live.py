@@ -1,8 +1,8 @@
-"""Progress of long work: a bar, with a table of figures below it, where a person watches; sober lines everywhere else.
+"""Progress of long work: a bar with a table of figures on an interactive terminal; plain lines everywhere else.
 
-Of them nothing is drawn between updates and no thread is started (data loaders fork); the cursor is never
-hidden, so that a killed run leaves the terminal as it was. A terminal that is resized meanwhile wraps what stands
-there: the next drawing takes away as many rows as that has become (:class:`Painter`).
+Nothing is drawn between updates, and no thread is started (data loaders fork). The cursor is never hidden, so a killed
+run leaves the terminal unchanged. A terminal that is resized wraps or cuts its lines; the next drawing removes
+everything below their first character (:class:`Painter`).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from typing import TYPE_CHECKING, Self
 from memorysam_cli.text import duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group, RenderableType
+    from rich.console import Console, ConsoleDimensions, Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
 LINES = 20
-"""Sober lines in all: one every 5 %."""
+"""Number of plain lines in total: one every 5 %."""
 SHORTEST_SECONDS = 5.0
 LONGEST_SECONDS = 60.0
-"""A line after this long, however little was done: silence looks like a hang."""
+"""Seconds after which a line is printed even with little progress, because silence looks like a hang."""
 
 STRETCH_S = 10.0
-"""A pace is taken over this long at least: one slow step is not a slow machine."""
+"""Seconds over which a speed is measured, because one slow step does not mean a slow machine."""
 SLOW_STRETCHES = 2
-"""Slow stretches in a row that make a note."""
+"""Number of slow intervals in a row before a note is printed."""
 SLOW_SHARE = 0.1
-"""Of the best pace; below it something else takes the machine."""
+"""Share of the best speed below which another program probably uses the machine."""
 
 PAUSE_S = 0.1
-"""Between two drawings, at least."""
+"""Smallest number of seconds between two drawings."""
 BAR_COLUMNS = 24
-"""At most; a narrow terminal's columns are for the numbers."""
+"""Largest width of the bar; on a narrow terminal the numbers need the columns."""
 NARROW = 56
-"""Columns below which there are no times."""
-GAP = 3
+"""Columns below which no times are shown."""
+GAP, NARROW_GAP = 3, 2
 """Columns between two figures."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -54,21 +54,22 @@ _table: LiveTable | None = None
 
 
 def draws_bars() -> bool:
-    """Whether stderr is a terminal with a person before it: not CI, not a dumb one, and $TQDM_DISABLE is not set."""
+    """Whether stderr is an interactive terminal: not CI, not a dumb one, and $TQDM_DISABLE is not set."""
     dumb = os.environ.get("TERM") in {"dumb", "unknown"}
     return sys.stderr.isatty() and _has_width() and not in_ci() and not dumb and not os.environ.get("TQDM_DISABLE")
 
 
 def in_ci() -> bool:
-    """Whether a machine reads, whatever it calls itself."""
+    """Whether this is a CI system."""
     return any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "GITHUB_ACTIONS"))
 
 
 def _has_width() -> bool:
-    """False for one of no columns (under ``script``, ``expect``, some containers), where nothing can be drawn."""
+    """False for a terminal without columns (under ``script``, ``expect``, some containers), where nothing can be
+    drawn."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):  # it does not say
+    except (OSError, ValueError):  # unknown
         return True
 
 
@@ -76,11 +77,11 @@ class Progress:
     """Counts up to ``total``; a context manager.
 
     Args:
-        total: how many things; 0 shows nothing.
+        total: number of items; 0 shows nothing.
         label: a word or two, such as ``train epoch 3``.
-        line: receives each sober line.
-        note: receives, once, that the work has become ten times slower (:class:`Slowdown`); for scenes that all take
-            about as long. None: that is not watched.
+        line: receives each plain line.
+        note: receives, once, a message that the work has become ten times slower (:class:`Slowdown`); for items of
+            similar duration. None: not checked.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Progress:
         self._line, self._note = line, note
         self._slowdown = Slowdown()
         self.status = ""
-        """What was said last, such as ``loss 0.41``, and the figures."""
+        """The last status, such as ``loss 0.41``, and the figures."""
 
     def __enter__(self) -> Self:
         self._start = self._last_time = self._last_advance = time.monotonic()
@@ -109,11 +110,11 @@ class Progress:
             self._say(time.monotonic())
 
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the start."""
         return time.monotonic() - self._start
 
     def seconds_left(self) -> float | None:
-        """At the pace so far; None where there is none yet, or nothing is left."""
+        """Remaining seconds at the speed so far; None if unknown, or if nothing is left."""
         if not 0 < self.done < self.total:
             return None
         return self.seconds() * (self.total - self.done) / self.done
@@ -122,9 +123,9 @@ class Progress:
         """Count ``n`` more.
 
         Args:
-            n: how many.
-            status: shown behind, such as ``loss 0.41``.
-            figures: name → value, shown behind too, or as a table where there is one.
+            n: number of items.
+            status: text after the bar, such as ``loss 0.41``.
+            figures: name → value, after the bar or, if there is one, in the table.
         """
         self.done += n
         self.status = _words(status, figures or {})
@@ -134,16 +135,16 @@ class Progress:
         self._last_advance = now
         silent = now - self._last_time
         stepped = self.done * LINES // self.total > self._last_done * LINES // self.total if self.total else False
-        # The last line is __exit__'s, so that it is always said, and once.
+        # __exit__ prints the last line, so that it is printed always, and once.
         if self.done < self.total and ((stepped and silent >= SHORTEST_SECONDS) or silent >= LONGEST_SECONDS):
             self._say(now)
 
     def show(self, figures: Mapping[str, str]) -> None:
-        """Show figures that have changed though nothing more was done, such as after a validation."""
+        """Show changed figures without progress, such as after a validation."""
         self.status = _words("", figures)
 
     def _say(self, now: float) -> None:
-        """One sober line: how far, how long so far, how long to go."""
+        """Print a plain line: progress, elapsed time, remaining time."""
         if not self.total:
             return
         spent = now - self._start
@@ -158,15 +159,15 @@ class Progress:
 
 
 def _words(status: str, figures: Mapping[str, str]) -> str:
-    """What is shown behind a bar."""
+    """The text after a bar."""
     return ", ".join([*([status] if status else []), *(f"{name} {value}" for name, value in figures.items())])
 
 
 class Slowdown:
-    """Notices that work has fallen below a tenth of its own best pace, as it does on a machine that others use too.
+    """Detects that work has become more than ten times slower than its best speed, as on a shared machine.
 
-    Slow first steps, a single long one, and whatever the caller does not clock (checkpoints, validations) raise no
-    alarm: paces are those of stretches of :data:`STRETCH_S`, and :data:`SLOW_STRETCHES` in a row must be slow.
+    Slow first steps, a single long one, and work that is not timed (checkpoints, validations) do not count: speeds are
+    measured over intervals of :data:`STRETCH_S`, and :data:`SLOW_STRETCHES` in a row must be slow.
     """
 
     def __init__(self) -> None:
@@ -175,7 +176,7 @@ class Slowdown:
         self._is_noted = False
 
     def add(self, scenes: int, *, seconds: float) -> str | None:
-        """Count scenes and the seconds that they took; gives the note for the user, once."""
+        """Count scenes and their seconds; returns the note for the user, once."""
         self._scenes += scenes
         self._seconds += seconds
         if self._is_noted or self._seconds < STRETCH_S:
@@ -188,64 +189,65 @@ class Slowdown:
             return None
         self._is_noted = True
         return (
-            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: the machine is busy with "
-            "something else; memorysam doctor tells what"
+            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: another program uses "
+            "the machine; memorysam doctor shows more"
         )
 
 
 class Painter:
-    """Lines at the end of a terminal that the next ones are written over, however wide it has become meanwhile.
+    """Lines at the end of a terminal that the next ones overwrite, also after the terminal was resized.
+
+    The cursor stays at their first character. When they are resized, some terminals wrap lines again (GNOME, tmux),
+    some cut them (xterm, PuTTY, screen), and VS Code's wraps all but the line of the cursor. So the number of rows is
+    unknown, but the cursor keeps its place, and everything below it is erased.
 
     Args:
-        console: of the terminal; its size is asked for at every drawing.
+        console: of the terminal; its size is read at every drawing.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._columns: list[int] = []
-        """Of the lines that stand there."""
+        self._lines: list[str] = []
+        """The lines on the terminal."""
 
     @property
     def width(self) -> int:
-        """Columns of the terminal now."""
+        """Current columns of the terminal."""
+        return self._size().width
+
+    def _size(self) -> ConsoleDimensions:
+        """Current columns and rows of the terminal, which are also given to the console."""
         from rich.console import ConsoleDimensions
 
-        with contextlib.suppress(OSError, ValueError):  # a COLUMNS that is exported stays as it was
+        with contextlib.suppress(OSError, ValueError):  # an exported COLUMNS does not change
             size = os.get_terminal_size(self._console.file.fileno())
             if size.columns and size.lines:
                 self._console.size = ConsoleDimensions(size.columns, size.lines)
-        return self._console.width
+        return self._console.size
 
     def show(self, drawn: RenderableType) -> None:
-        """Write lines over those that stand there; no more than the terminal has rows."""
-        from rich.text import Text
-
-        erased = self._erasure()
+        """Overwrite the lines; at most as many as the terminal has rows."""
+        erased, most = self._erasure(), max(1, self._size().height - 1)
         with self._console.capture() as capture:
             self._console.print(drawn)
-        lines = capture.get().rstrip("\n").split("\n")[: max(1, self._console.height - 1)]
-        self._write(erased + "\n".join(lines))
-        self._columns = [Text.from_ansi(line).cell_len for line in lines]
+        self._lines = capture.get().rstrip("\n").split("\n")[:most]
+        above = len(self._lines) - 1
+        self._write(erased + "\n".join(self._lines) + "\r" + f"\x1b[{above}A" * (above > 0))
 
     def clear(self) -> None:
-        """Take away what stands there."""
+        """Remove the lines."""
         self._write(self._erasure())
-        self._columns = []
+        self._lines = []
 
     def leave(self) -> None:
-        """Let it stand, and go to the line below."""
-        if self._columns:
-            self._write("\n")
-        self._columns = []
+        """Leave the lines, and go to the next line."""
+        if self._lines:
+            self._write(self._erasure() + "\n".join([*self._lines, ""]))
+        self._lines = []
 
     def _erasure(self) -> str:
-        """What leads to the first column of the first row and erases from there.
-
-        A terminal that became narrower has wrapped each line into as many rows as it needs.
-        """
-        width = max(1, self.width)
-        rows = sum(max(1, -(-columns // width)) for columns in self._columns)
-        return ("\r" + f"\x1b[{rows - 1}A" * (rows > 1) + "\x1b[J") if rows else ""
+        """The escape sequence that erases the lines, from the cursor on."""
+        return "\r\x1b[J" if self._lines else ""
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
@@ -253,21 +255,21 @@ class Painter:
 
 
 def current_table() -> LiveTable | None:
-    """The table that is being drawn, if there is one: other progress goes into it, and lines are written around it."""
+    """The live table, if there is one: other progress is shown inside it, and lines are written around it."""
     return _table
 
 
 class LiveTable(Progress):
-    """As :class:`Progress`, drawn as a bar, with a table of figures below it if there are any.
+    """Like :class:`Progress`, drawn as a bar, with a table of figures below it if there are any.
 
-    It vanishes at the end; the command says what came of it.
+    It disappears at the end; the command prints the result.
 
     Args:
-        total: how many things.
+        total: number of items.
         label: a word or two.
-        line: receives each sober line, for the logs.
+        line: receives each plain line, for the logs.
         console: draws, on a terminal.
-        note: as of :class:`Progress`.
+        note: as in :class:`Progress`.
     """
 
     def __init__(
@@ -314,14 +316,14 @@ class LiveTable(Progress):
         self.draw(now=True)
 
     def draw(self, *, now: bool = False) -> None:
-        """Draw, unless that was just done."""
+        """Draw, unless this was just done."""
         if not self._is_lifted and (now or time.monotonic() - self._drawn > PAUSE_S):
             self._drawn = time.monotonic()
             self._painter.show(self._render())
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
-        """Off the terminal while something else is written there."""
+        """Remove the table while something else is written."""
         self._end()
         try:
             yield
@@ -329,7 +331,7 @@ class LiveTable(Progress):
             self._begin()
 
     def nest(self, inner: Inner | None) -> None:
-        """Show another progress inside, or no longer."""
+        """Show another progress inside, or stop doing so."""
         self._inner = inner
         self.draw(now=True)
 
@@ -345,7 +347,7 @@ class LiveTable(Progress):
         from rich.console import Group
 
         width = self._painter.width
-        status = "" if self._figures else self.status  # figures have the table
+        status = "" if self._figures else self.status  # the table shows the figures
         bars = [_bar(self, width=width, status=status)]
         bars += [_bar(self._inner, width=width, status=self._inner.status)] if self._inner is not None else []
         return Group(*bars, *_tables(self._figures, width=width))
@@ -376,7 +378,7 @@ class Inner(Progress):
 
 
 def _bar(of: Progress, *, width: int, status: str = "") -> Text:
-    """Label, bar, share, count and times of a progress, and what it says of itself: one line, drawn by tqdm."""
+    """Label, bar, percentage, count, times and status of a progress: one line, drawn by tqdm."""
     from rich.text import Text
     from tqdm import tqdm
 
@@ -399,26 +401,34 @@ def _times(of: Progress) -> str:
 
 
 def _tables(figures: Mapping[str, str], *, width: int) -> list[Table]:
-    """Names over values, in as many rows as the width asks for."""
+    """Names over values, in as many rows as the width requires; with a smaller gap if that saves a row."""
     from rich.table import Table
     from rich.text import Text
 
-    rows: list[list[tuple[str, str]]] = [[]]
-    used = 0
-    for name, value in figures.items():
-        columns = max(len(name), len(value)) + GAP
-        if rows[-1] and used + columns > width:
-            rows.append([])
-            used = 0
-        rows[-1].append((name, value))
-        used += columns
+    gap, rows = min(
+        ((gap, _rows(figures, width=width, gap=gap)) for gap in (GAP, NARROW_GAP)), key=lambda found: len(found[1])
+    )
     tables = []
     for row in rows:
-        grid = Table.grid(padding=(0, GAP, 0, 0))
+        grid = Table.grid(padding=(0, gap, 0, 0))
         grid.add_row(*(Text(name, style="dim", no_wrap=True) for name, _ in row))
         grid.add_row(*(Text(value, style="bold", no_wrap=True) for _, value in row))
         tables += [grid] if row else []
     return tables
+
+
+def _rows(figures: Mapping[str, str], *, width: int, gap: int) -> list[list[tuple[str, str]]]:
+    """Names and values in rows that fit; a value that is too long has its own row."""
+    rows: list[list[tuple[str, str]]] = [[]]
+    used = 0
+    for name, value in figures.items():
+        columns = max(len(name), len(value))
+        if rows[-1] and used + columns > width:
+            rows.append([])
+            used = 0
+        rows[-1].append((name, value))
+        used += columns + gap
+    return rows
 
 
 def sparkline(values: Sequence[float | None], *, width: int, blocks: str = BLOCKS) -> str:
@@ -426,7 +436,7 @@ def sparkline(values: Sequence[float | None], *, width: int, blocks: str = BLOCK
 
     Args:
         values: in their order; None leaves a gap.
-        width: letters at most; more values are averaged in stretches of one length.
+        width: largest number of letters; more values are averaged in intervals of equal length.
         blocks: eight letters of rising height.
 
     Returns:

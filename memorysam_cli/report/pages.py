@@ -1,8 +1,8 @@
-"""Reports as single HTML files that need nothing else: style, script, data and pictures are inside.
+"""Reports as single HTML files: style, script, data and pictures are inside.
 
-First the geometry of what a page draws (charts and confusion matrices, which the templates draw as SVG), then the page.
-Its policy forbids it any network and any script but its own, whose sum stands in its head; what comes from files (names
-of scenes, classes, recipes) is escaped by Jinja2. What pages say, ``engine.reporting`` finds out.
+First the geometry of drawings (charts and confusion matrices, which the templates draw as SVG), then the page. Its
+policy forbids all network access and all scripts but its own, whose hash is in its head. Text from files (names of
+scenes, classes, recipes) is escaped by Jinja2. ``engine.reporting`` collects the content.
 """
 
 from __future__ import annotations
@@ -24,54 +24,54 @@ from memorysam_cli.text import number, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 10_000_000
-"""Of a report: what mail and CI artifacts still take."""
+"""Largest size of a report, for mail and CI artifacts."""
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 26
-"""Margins around the plot, in the units of the SVG."""
+"""Margins around the plot, in SVG units."""
 MOST_POINTS = 600
-"""Of a line: more than the pixels that it has."""
+"""Largest number of points of a line: more than its pixels."""
 MOST_ROWS = 60
-"""Of a chart's table."""
+"""Rows of a chart's table."""
 
 LONGEST_NAME = 22
-"""Letters of a class's name beside the matrix; the whole name shows when it is pointed at."""
+"""Letters of a class's name beside the matrix; a tooltip shows the whole name."""
 MOST_WITH_TEXT = 40
-"""Classes up to which each cell carries its percentage."""
+"""Number of classes up to which each cell shows its percentage."""
 CARD_PX = 1054
-"""Pixels inside the card of a matrix on a wide screen, which its cells share."""
+"""Pixels inside the card of a matrix on a wide screen, for all cells."""
 LARGEST_CELL, SMALLEST_CELL = 48, 11
 MANY_CLASSES = 15
-"""Classes up to which a narrow window shows the whole matrix; a larger one is scrolled there."""
+"""Number of classes up to which a narrow window shows the whole matrix; a larger one scrolls."""
 SHOWN_CONFUSIONS = 12
-"""Confusions that are listed."""
+"""Number of confusions in the list."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, and (x, y) in rising x; a y that is None or not finite leaves a gap."""
+    """A line: its name, and (x, y) with increasing x; a y that is None or not finite leaves a gap."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
     is_main: bool = True
-    """Drawn strongly."""
+    """Whether it is drawn thick."""
     course: Sequence[tuple[float, float | None]] = ()
-    """The same smoothed: then it is the line, and the values are pale behind it."""
+    """The smoothed values: they become the line, with the values pale behind it."""
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A series as the SVG draws it."""
+    """A series in SVG form."""
 
     name: str
     path: str
     """Of an SVG ``path``."""
     marks: tuple[Point, ...]
-    """Points that are drawn as dots: all of them where they are few."""
+    """Points drawn as dots: all of them if they are few."""
     hover: tuple[tuple[float, float, float, float], ...]
-    """x, y, and where that lies in the SVG."""
+    """x, y, and their place in the SVG."""
     is_main: bool
     under: str = ""
     """The path of the values behind a smoothed line."""
@@ -82,7 +82,7 @@ class Chart:
     """A chart of lines over steps."""
 
     name: str
-    """For the HTML's ids."""
+    """For the ids in the HTML."""
     title: str
     unit: str
     lines: tuple[ChartLine, ...]
@@ -104,13 +104,13 @@ def line_chart(name: str, title: str, series: Sequence[Series], *, unit: str = "
 
     Args:
         name: for ids; letters and hyphens.
-        title: for people.
+        title: of the chart.
         series: the lines; those without a finite value are left out.
         unit: of the values.
         zero: the axis begins at zero.
 
     Returns:
-        None where no line has a value.
+        None if no line has a value.
     """
     kept = [each for each in series if any(_is_value(y) for _, y in each.points)]
     if not kept:
@@ -141,10 +141,10 @@ def line_chart(name: str, title: str, series: Sequence[Series], *, unit: str = "
 
 
 def thinned(points: Sequence[tuple[float, float | None]], *, most: int) -> list[tuple[float, float | None]]:
-    """At most so many points that look the same: of each stretch its least and its greatest value.
+    """A smaller number of points that look the same: the smallest and the largest value of each interval.
 
     Args:
-        points: in rising x.
+        points: with increasing x.
         most: at least 4.
     """
     if len(points) <= most:
@@ -154,19 +154,19 @@ def thinned(points: Sequence[tuple[float, float | None]], *, most: int) -> list[
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]
         known = [point for point in part if _is_value(point[1])]
-        # A stretch without any value stays a gap.
+        # An interval without any value stays a gap.
         ends = {min(known, key=_height), max(known, key=_height)} if known else {part[0]}
         kept += sorted(ends, key=lambda point: point[0])
     return kept
 
 
 def ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -> list[float]:
-    """Round numbers over a range: 1, 2 or 5 times a power of ten apart; at least one.
+    """Round numbers over a range: with steps of 1, 2 or 5 times a power of ten; at least one.
 
     Args:
-        low: the least value.
-        high: the greatest.
-        most: how many, about.
+        low: the smallest value.
+        high: the largest value.
+        most: approximate number.
         whole: only integers.
     """
     span = high - low
@@ -181,7 +181,7 @@ def ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -> lis
 
 
 def _rows(series: Sequence[Series]) -> tuple[tuple[str, ...], ...]:
-    """Evenly chosen rows, the last one among them."""
+    """Evenly chosen rows, including the last one."""
     values = [dict(each.points) for each in series]
     xs = sorted({x for each in values for x in each})
     stride = max(1, -(-len(xs) // MOST_ROWS))
@@ -194,7 +194,7 @@ def _cell(value: float | None) -> str:
 
 
 def _path(places: Sequence[Point | None]) -> str:
-    """An SVG path; a None lifts the pen."""
+    """An SVG path; None leaves a gap."""
     words, is_down = [], False
     for place in places:
         if place is not None:
@@ -205,7 +205,7 @@ def _path(places: Sequence[Point | None]) -> str:
 
 @dataclass(frozen=True)
 class _Linear:
-    """Maps low..high to start..end; a single value lies in the middle."""
+    """Maps low..high to start..end; a single value is in the middle."""
 
     low: float
     high: float
@@ -227,7 +227,7 @@ def _height(point: tuple[float, float | None]) -> float:
 
 
 def matrix_layout(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> dict[str, Any]:
-    """What the macro ``matrix`` draws.
+    """The data of the macro ``matrix``.
 
     Args:
         counts: (K, K) pixels, rows the truth.
@@ -275,10 +275,10 @@ def matrix_layout(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> d
 
 
 def most_frequent_confusions(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The pairs of classes that most pixels were confused in.
+    """The pairs of classes with the most confused pixels.
 
     Returns:
-        ``true``, ``predicted``, ``pixels`` and their ``share`` of the true class in percent; the largest first.
+        ``true``, ``predicted``, ``pixels`` and their ``share`` of the true class in %; the largest first.
     """
     wrong = [
         {
@@ -299,7 +299,7 @@ def render(template: str, **facts: Any) -> str:
 
     Args:
         template: the name of one of ``templates/``, without its suffix.
-        facts: what it shows.
+        facts: its values.
 
     Raises:
         LookupError: a name is missing.
@@ -323,7 +323,7 @@ def render(template: str, **facts: Any) -> str:
 
 
 def data_uri(data: bytes, *, kind: str) -> str:
-    """Bytes as an address that holds them.
+    """Bytes as a ``data:`` URI.
 
     Args:
         data: of a picture.
@@ -350,22 +350,22 @@ def _environment() -> jinja2.Environment:
 
 
 def _escaped(value: Any) -> Any:
-    """What a page shows, without control characters and bytes that are no text; Jinja2 then escapes it as HTML."""
+    """Text for a page, without control characters and invalid bytes; Jinja2 then escapes it as HTML."""
     return shown(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _breakable(name: str) -> Markup:
-    """A path that may continue in the next line after each of its parts."""
+    """A path that may wrap after each of its parts."""
     return Markup("<wbr>").join(escape(shown(part)) for part in re.split(r"(?<=[/_+])", name))
 
 
 def _known_in(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The columns (key and name) of a table that any of its rows has a value for."""
+    """The columns (key and name) of a table with a value in any row."""
     return [column for column in columns if any(row[column[0]] for row in rows)]
 
 
 def _layers(scenes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What any of a gallery's scenes shows: a scene may lack a sensor that others have."""
+    """The layers of all scenes in a gallery; single scenes may lack a sensor."""
     by_key: dict[str, Mapping[str, Any]] = {}
     for scene in sorted(scenes, key=lambda scene: -len(scene["layers"])):
         for layer in scene["layers"]:
@@ -374,7 +374,7 @@ def _layers(scenes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _embedded(name: str) -> str:
-    """A file of ours, as it will stand between its tags."""
+    """One of our files, in the form in which it is embedded."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 

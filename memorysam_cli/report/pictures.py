@@ -1,8 +1,8 @@
-"""Pictures of scenes for people: colors, blends, error maps and sheets with a legend; and galleries of them.
+"""Pictures of scenes: colors, overlays, error maps and sheets with a legend; and galleries of them.
 
-Pictures are NumPy arrays, RGB order, uint8; files are written by ``storage.images``. A gallery is a folder of small
-pictures, layer by layer, for reports to flip through: ``gallery.json``, and the pictures that it names beside it. The
-JSON is written last and removed first, so that whoever finds it finds the pictures.
+Pictures are NumPy arrays, RGB order, uint8; ``storage.images`` writes files. A gallery is a folder of small pictures,
+layer by layer, for reports: ``gallery.json``, and its pictures. The JSON is written last and removed first, so its
+pictures always exist.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from memorysam_cli.text import shown
 Picture = NDArray[np.uint8]
 """(H, W, 3) RGB."""
 Mask = NDArray[np.integer]
-"""(H, W) class indices, 255 where nothing counts."""
+"""(H, W) class indices, 255 for ignored pixels."""
 Color = tuple[int, int, int]
 
 WRONG: Color = (214, 39, 40)
 INK: Color = (231, 233, 236)
 MATTE: Color = (29, 32, 36)
-"""Of sheets: dark, so that they glare neither in a dark report nor beside pictures of the night."""
+"""Background of sheets: dark, so that they are not too bright in a dark report or beside pictures of the night."""
 PAPER: Color = (255, 255, 255)
-"""Of a legend alone, which goes into other people's figures."""
+"""Background of a legend alone, which is used in other figures."""
 OPACITY = 0.35
-"""The share of a class's color inside its contour: the picture below stays readable."""
+"""Opacity of a class's color inside its contour; the picture below stays readable."""
 CONTOUR_SHARE = 1 / 500
-"""Width of a contour on each side, as a share of the picture's short side; one pixel at least."""
+"""Width of a contour on each side, as a share of the picture's short side; at least one pixel."""
 SHOWN_PX = 1100
-"""Pixels that a report shows a sheet in: a wider one has larger letters, so that they can still be read there."""
+"""Width in pixels at which a report shows a sheet; wider sheets get larger letters."""
 GAP_PX = 8
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 GALLERY_FILE = "gallery.json"
 GALLERY_VERSION = 1
 LONG_SIDE = 480
-"""Pixels: more than a card of a report shows, and few enough for many scenes."""
+"""Pixels of the long side: more than a card of a report shows, and small enough for many scenes."""
 QUALITY = 82
-"""Of the sensors' JPEGs; what has flat colors is PNG."""
+"""JPEG quality for sensors; layers with flat colors are PNG."""
 MAPS = {"label": "Label", "prediction": "Prediction", "error": "Errors", "confidence": "Confidence"}
-"""The layers that are no sensor, and their titles."""
+"""The layers that are not sensors, and their titles."""
 
 Rank = Literal["worst", "best", "chosen"]
 Confidence = NDArray[np.float32]
@@ -60,14 +60,14 @@ Confidence = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One titled picture of a sheet."""
+    """A picture of a sheet with its title."""
 
     title: str
     picture: Picture
 
 
 def paint(mask: Mask, palette: Sequence[Color]) -> Picture:
-    """Paint each class in its color; what is ignored (255) becomes dark stripes.
+    """Paint each class in its color; ignored pixels (255) become dark stripes.
 
     Args:
         mask: (H, W) integers in 0..K-1, or 255.
@@ -89,13 +89,13 @@ def paint(mask: Mask, palette: Sequence[Color]) -> Picture:
 
 
 def overlay(image: Picture, mask: Mask, palette: Sequence[Color], alpha: float = OPACITY) -> Picture:
-    """Tint an image with the mask's colors and outline each region in its own; ignored pixels show the image alone.
+    """Tint an image with the mask's colors and outline each region in its own; ignored pixels show only the image.
 
     Args:
         image: (H, W, 3).
         mask: (H, W), of the image's size.
         palette: K colors.
-        alpha: the share of the mask's color inside the contours, 0..1.
+        alpha: opacity of the mask's color inside the contours, 0..1.
 
     Returns:
         (H, W, 3).
@@ -111,7 +111,8 @@ def overlay(image: Picture, mask: Mask, palette: Sequence[Color], alpha: float =
 
 
 def contours(mask: Mask) -> NDArray[np.bool_]:
-    """Where regions of different classes meet: (H, W), on both sides, as wide as :data:`CONTOUR_SHARE` says."""
+    """The borders between regions of different classes: (H, W), on both sides, with the width of
+    :data:`CONTOUR_SHARE`."""
     edge = np.zeros(mask.shape, np.uint8)
     across, along = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
     for half, found in ((edge[:, 1:], across), (edge[:, :-1], across), (edge[1:], along), (edge[:-1], along)):
@@ -123,7 +124,7 @@ def contours(mask: Mask) -> NDArray[np.bool_]:
 
 
 def errors(image: Picture, prediction: Mask, label: Mask) -> Picture:
-    """Show where the prediction is wrong: red over the faded image, stripes where nothing counts.
+    """Show where the prediction is wrong: red over the faded image, stripes for ignored pixels.
 
     Args:
         image: (H, W, 3).
@@ -150,8 +151,8 @@ def as_picture(frame: NDArray[np.generic]) -> Picture:
     """Any modality's frame as a picture: 8-bit as it is, others stretched from their 1st to 99th percentile.
 
     Args:
-        frame: (H, W) or (H, W, C); uint8, uint16 or float. Zeros (no measurement) do not set the range. Of more than
-            three channels the first three are shown, of fewer the last one fills up.
+        frame: (H, W) or (H, W, C); uint8, uint16 or float. Zeros (no measurement) do not affect the range. With more
+            than three channels the first three are shown; with fewer the last one is repeated.
 
     Returns:
         (H, W, 3).
@@ -164,7 +165,7 @@ def as_picture(frame: NDArray[np.generic]) -> Picture:
     measured = values[values != 0]
     low, high = np.percentile(measured, (1, 99)) if measured.size else (0.0, 1.0)
     if measured.size < values.size:
-        low = min(low, 0.0)  # what was not measured stays darkest
+        low = min(low, 0.0)  # pixels without a measurement stay darkest
     scaled = (values - low) / max(high - low, 1e-12)
     shown: Picture = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return shown
@@ -177,13 +178,13 @@ def comparison(
     palette: Sequence[Color],
     label: Mask | None = None,
 ) -> list[Panel]:
-    """One scene as a row of panels: its modalities, the label, the prediction, and what is wrong.
+    """One scene as a row of panels: its modalities, the label, the prediction, and the errors.
 
     Args:
         frames: modality → (H, W) or (H, W, 3), all of one size; the first one is under the error map.
         prediction: (H, W), of the same size.
         palette: K colors.
-        label: (H, W); without it there are no panels of label and errors.
+        label: (H, W); without it, the panels of label and errors are left out.
     """
     pictures = {name: as_picture(frame) for name, frame in frames.items()}
     panels = [Panel(name, picture) for name, picture in pictures.items()]
@@ -196,7 +197,7 @@ def comparison(
 
 
 def legend(masks: Sequence[Mask], *, classes: Sequence[str], palette: Sequence[Color]) -> list[tuple[str, Color]]:
-    """Name and color of each class that occurs in any of the masks, in the order of the classes."""
+    """Name and color of each class in any of the masks, in the order of the classes."""
     present = {int(index) for mask in masks for index in np.unique(mask)}
     return [(name, palette[index]) for index, name in enumerate(classes) if index in present]
 
@@ -208,11 +209,11 @@ def sheet(
     captions: Sequence[str] = (),
     panel_px: int = 256,
 ) -> Picture:
-    """Set panels in rows, titled where the titles change, with a legend of classes below.
+    """Arrange panels in rows, with titles where they change and a legend of classes below.
 
     Args:
         rows: panels of any size; each is scaled to ``panel_px`` high (enlarged without smoothing).
-        entries: name and color of the legend, as of :func:`legend`.
+        entries: name and color of the legend, from :func:`legend`.
         captions: a line above each row, such as the scene's name; or none.
         panel_px: height of each panel in pixels.
 
@@ -244,11 +245,11 @@ def sheet(
 
 
 def key(entries: Sequence[tuple[str, Color]], *, width: int) -> Picture:
-    """Names and colors alone, in columns, on white paper.
+    """Names and colors alone, in columns, on a white background.
 
     Args:
         entries: name and color.
-        width: pixels, at least; long names take more.
+        width: smallest width in pixels; long names need more.
 
     Returns:
         (H, W, 3).
@@ -257,7 +258,7 @@ def key(entries: Sequence[tuple[str, Color]], *, width: int) -> Picture:
 
 
 def _sheet_text_size(rows: Sequence[Sequence[Panel]], *, panel_px: int) -> float:
-    """How large the letters are: with the panels, and with the sheet's width, of which a page shows the same part."""
+    """Size of the letters: it grows with the panels, and with the sheet's width, because a page shrinks wide sheets."""
     widths = [sum(_shown_width(panel, panel_px) + 2 * GAP_PX for panel in row) for row in rows]
     return 0.5 * max(1.0, panel_px / 400, max(widths) / SHOWN_PX)
 
@@ -269,7 +270,7 @@ def _shown_width(panel: Panel, panel_px: int) -> int:
 
 
 def _row(panels: Sequence[Panel], *, panel_px: int, text_size: float, is_titled: bool) -> Picture:
-    """The panels side by side, under their titles if they are new."""
+    """The panels side by side, below their titles if these have changed."""
     return np.concatenate(
         [_titled(panel, panel_px=panel_px, text_size=text_size, is_titled=is_titled) for panel in panels], axis=1
     )
@@ -283,7 +284,7 @@ def _caption(text: str, *, width: int, text_size: float) -> Picture:
 
 
 def _titled(panel: Panel, *, panel_px: int, text_size: float, is_titled: bool) -> Picture:
-    """One panel at its height, its title above (cut to its width), a margin around."""
+    """A panel at its height, with its title above (cut to its width) and a margin."""
     shown_width = _shown_width(panel, panel_px)
     how = cv2.INTER_NEAREST if panel_px >= panel.picture.shape[0] else cv2.INTER_AREA
     shown = cv2.resize(panel.picture, (shown_width, panel_px), interpolation=how)
@@ -303,7 +304,7 @@ def _legend_strip(
     paper: Color = MATTE,
     ink: Color = INK,
 ) -> Picture:
-    """Swatches and names in as many equal columns as the width holds."""
+    """Color samples and names in equal columns, as many as fit."""
     line_px = _line_px(text_size)
     column_px = line_px + GAP_PX + max(_text_px(name, text_size) for name, _ in entries) + 2 * GAP_PX
     columns = max(1, min(len(entries), (width - GAP_PX) // column_px))
@@ -313,14 +314,14 @@ def _legend_strip(
         column, line = divmod(index, lines)
         x, y = GAP_PX + column * column_px, line * line_px
         swatch = (slice(y + 3, y + line_px - 3), slice(x, x + line_px))
-        canvas[swatch] = (128, 128, 128)  # a frame, so that white and near-white classes show
+        canvas[swatch] = (128, 128, 128)  # a frame, so that white and near-white classes are visible
         canvas[y + 4 : y + line_px - 4, x + 1 : x + line_px - 1] = shade
         _write(canvas, name, x=x + line_px + GAP_PX, y=y, text_size=text_size, ink=ink)
     return canvas
 
 
 def _fitting(text: str, width: int, text_size: float) -> str:
-    """The text, without its beginning where it is wider than ``width`` pixels: a scene's id differs at its end."""
+    """The text, without its beginning if it is wider than ``width`` pixels, because scene ids differ at the end."""
     if _text_px(text, text_size) <= width:
         return text
     while text and _text_px("..." + text, text_size) > width:
@@ -329,7 +330,7 @@ def _fitting(text: str, width: int, text_size: float) -> str:
 
 
 def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float, ink: Color = INK) -> None:
-    """Write one line of text whose line box begins at (x, y)."""
+    """Write one line of text whose box begins at (x, y)."""
     base = y + round(_line_px(text_size) * 0.72)
     cv2.putText(canvas, shown(text), (x, base), FONT, text_size, ink, 1, cv2.LINE_AA)
 
@@ -347,19 +348,19 @@ def _blank(height: int, width: int, *, paper: Color = MATTE) -> Picture:
 
 
 def _widen(strip: Picture, width: int) -> Picture:
-    """The strip with a margin at its right, up to ``width``."""
+    """The strip with a margin at its right, extended to ``width``."""
     return np.concatenate([strip, _blank(strip.shape[0], width - strip.shape[1])], axis=1)
 
 
 def _stripes(shape: tuple[int, ...]) -> Picture:
-    """Dark diagonal stripes, 4 pixels each, that no palette's plain color can be mistaken for."""
+    """Dark diagonal stripes, 4 pixels each, which cannot be mistaken for a class's color."""
     rows, columns = np.indices(shape)
     tone = np.where((rows + columns) // 4 % 2, 70, 20).astype(np.uint8)
     return np.repeat(tone[..., None], 3, axis=2)
 
 
 def _ignored(mask: Mask, classes: int) -> NDArray[np.bool_]:
-    """Where the mask says 255 and 255 is not a class."""
+    """Where the mask is 255 and 255 is not a class."""
     return np.asarray((mask == IGNORE) & (classes <= IGNORE))
 
 
@@ -370,18 +371,18 @@ def _same_size(image: Picture, mask: Mask) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    """One picture of a scene."""
+    """A picture of a scene."""
 
     key: str
     """A modality's name, or one of :data:`MAPS`."""
     title: str
     file: str
-    """Relative to the gallery's folder."""
+    """Path relative to the gallery's folder."""
 
 
 @dataclass(frozen=True)
 class GalleryScene:
-    """A scene's pictures, and how well it was segmented."""
+    """A scene's pictures and score."""
 
     scene: str
     split: str
@@ -389,10 +390,10 @@ class GalleryScene:
     case: str | None
     rank: Rank
     miou_present: float | None
-    """Per cent; None without a label."""
+    """In %; None without a label."""
     accuracy: float | None
     size: tuple[int, int]
-    """Height and width of the scene itself."""
+    """Height and width of the original scene."""
     layers: tuple[Layer, ...]
     note: str = ""
 
@@ -421,11 +422,11 @@ def gallery_layers(
         frames: modality → (H, W) or (H, W, 3), all of one size.
         prediction: (H, W) class indices, of that size.
         palette: K colors.
-        label: (H, W) class indices or 255; without it neither label nor errors.
+        label: (H, W) class indices or 255; without it, label and errors are left out.
         confidence: (H, W), 0 to 1: the probability of the predicted class.
 
     Returns:
-        The modalities, then those of :data:`MAPS` that there are, in that order.
+        The modalities, then the existing ones of :data:`MAPS`, in that order.
     """
     sensors = {name: as_picture(frame) for name, frame in frames.items()}
     layers = {name: shrunk(picture, smooth=True) for name, picture in sensors.items()}
@@ -446,8 +447,8 @@ def store_layers(folder: Path, number: int, layers: Mapping[str, Picture]) -> tu
 
     Args:
         folder: the gallery's.
-        number: of the scene, from 0; names are made of it, for a scene's id may be no file name.
-        layers: as of :func:`gallery_layers`.
+        number: number of the scene, from 0; file names use it, because a scene's id may not be a valid file name.
+        layers: from :func:`gallery_layers`.
 
     Raises:
         EnvironmentFault: they cannot be written.
@@ -463,7 +464,7 @@ def store_layers(folder: Path, number: int, layers: Mapping[str, Picture]) -> tu
 
 
 def clear_gallery(folder: Path) -> None:
-    """Remove a gallery that is there, its list first; a folder without a gallery is left alone."""
+    """Remove an existing gallery, its list first; a folder without a gallery does not change."""
     if (folder / GALLERY_FILE).is_file():
         with atomic.faults(folder):
             (folder / GALLERY_FILE).unlink()
@@ -490,10 +491,10 @@ def read_gallery(folder: Path) -> Gallery | None:
 
 
 def parse_gallery(document: Any, *, where: str) -> Gallery:
-    """A gallery from what ``gallery.json`` holds.
+    """The gallery from the content of ``gallery.json``.
 
     Raises:
-        DataError: it is no such document, or names files outside its folder.
+        DataError: it is not such a document, or names files outside its folder.
     """
     try:
         scenes = tuple(_gallery_scene(each) for each in document["scenes"])
@@ -516,7 +517,7 @@ def _gallery_scene(stored: dict[str, Any]) -> GalleryScene:
 
 
 def shrunk(array: NDArray[Any], *, smooth: bool = False, long_side: int = LONG_SIDE) -> NDArray[Any]:
-    """The array with at most so many pixels a side; a map of classes keeps its values."""
+    """The array with sides of at most this number of pixels; a class map keeps its values."""
     height, width = array.shape[:2]
     share = long_side / max(height, width)
     if share >= 1:
@@ -527,6 +528,6 @@ def shrunk(array: NDArray[Any], *, smooth: bool = False, long_side: int = LONG_S
 
 
 def heat(confidence: Confidence) -> Picture:
-    """0 to 1 as dark to light, in a map that the color-blind read alike."""
+    """0 to 1 as dark to light, in a color map that is safe for color blindness."""
     painted = cv2.applyColorMap(np.rint(np.clip(confidence, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_CIVIDIS)
     return cv2.cvtColor(painted, cv2.COLOR_BGR2RGB).astype(np.uint8)

@@ -1,8 +1,9 @@
-"""Archives: unpacked whole beside themselves, or not at all.
+"""Archives: unpacked completely beside themselves, or not at all.
 
-Archives of data sets come from anywhere. An odd one is refused, never cleaned: names that lead out of the folder, names
-that would become one file, links, devices, encrypted or overlapping entries, bombs, wrong checksums. All is written to
-a temporary folder, which is renamed at the end; so nothing can be followed or overwritten, and nothing half remains.
+Archives of data sets may come from anywhere. An unusual one is refused, never repaired: names that lead out of the
+folder, names that would become one file, links, devices, encrypted or overlapping entries, archives that expand
+enormously, wrong checksums. Everything is written to a temporary folder, which is renamed at the end. So no link can be
+followed, no file overwritten, and no partial result remains.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from memorysam_cli.storage.headers import Refused
 from memorysam_cli.text import shown, size
 
 MARKER = ".memorysam-archive.json"
-"""Lies in a folder that we unpacked; says from what."""
+"""File in an unpacked folder that identifies its archive."""
 MAX_ENTRIES = 2_000_000
 _PART_BYTES, _NAME_BYTES = 255, 2000
 MAX_RATIO = 200
-"""An archive may become this many times as large, unless the user allows more."""
+"""Largest ratio of unpacked to archive size, unless the user allows more."""
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
 _OTHER_ZIPS = {
     **dict.fromkeys((".pth", ".pt"), "weights: see memorysam weights import"),
     **dict.fromkeys((".npz", ".npy"), "an array: give the folder that it is in"),
 }
-"""Files that are zips inside, and no archive to their owners."""
+"""Suffixes of files that are zips internally, but not archives for users."""
 _CHUNK_BYTES = 1 << 20
 _MEGABYTE = 1_000_000
 _FOREIGN = {
@@ -46,7 +47,7 @@ _LOOKED_AT = 100_000
 
 @dataclass
 class _Budget:
-    """How many bytes may come out."""
+    """The number of bytes that may be unpacked."""
 
     limit: int
     why: str
@@ -56,7 +57,7 @@ class _Budget:
         """Count ``count`` more bytes.
 
         Raises:
-            Refused: it is too much.
+            Refused: the limit is exceeded.
         """
         self.spent += count
         if self.spent > self.limit:
@@ -73,21 +74,21 @@ def unpack_beside(
     allow_case: bool = False,
     advance: Callable[[int], object] | None = None,
 ) -> tuple[Path, bool]:
-    """Unpack an archive into a folder beside it, named as it without its suffix; once.
+    """Unpack an archive once, into a folder beside it with its name without the suffix.
 
     Args:
         path: zip, or tar with or without gzip, bzip2 or xz; the content decides.
-        max_bytes: at most so much may come out; None: 200 times the archive's size.
-        allow_case: names may differ in case or Unicode form alone, where the disk can hold both.
-        advance: gets the megabytes of the archive that were read since the last call; :func:`megabytes` in all.
+        max_bytes: largest unpacked size; None: 200 times the archive's size.
+        allow_case: names may differ only in case or Unicode form, if the disk can store both.
+        advance: called with the megabytes of the archive that were read since the last call; :func:`megabytes` in
+            total.
 
     Returns:
-        The folder, and whether it was unpacked just now: one that was unpacked from this archive (by its size and
-        time) is kept as it is.
+        The folder, and whether it was unpacked now: a folder from this archive (by its size and time) is kept.
 
     Raises:
         DataError: the archive is refused; nothing was written.
-        UsageError: the folder is there and not from this archive; it is untouched.
+        UsageError: the folder exists and is not from this archive; it does not change.
         EnvironmentFault: the disk is full or read-only; nothing remains.
     """
     what = _OTHER_ZIPS.get(path.suffix.lower())
@@ -115,7 +116,7 @@ def unpack_beside(
 
 
 def archives_in(folder: Path, *, named: Iterable[str] = ("",)) -> list[Path]:
-    """The archives directly in a folder by name, of those whose names have one of some words; hidden ones left out."""
+    """The archives directly in a folder whose names contain one of some words, sorted; without hidden ones."""
     try:
         found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
     except OSError:
@@ -141,7 +142,7 @@ def _is_unpacked(target: Path, source: dict[str, Any]) -> bool:
     """Whether a folder was unpacked from this archive.
 
     Raises:
-        UsageError: from an earlier or later one of its name.
+        UsageError: it was unpacked from an earlier or later archive of this name.
     """
     if target.is_symlink() or not (target / MARKER).is_file():
         return False
@@ -155,7 +156,7 @@ def _is_unpacked(target: Path, source: dict[str, Any]) -> bool:
 
 
 def _refuse_target(target: Path, archive: Path) -> NoReturn:
-    """Say why a folder that is there is not written to."""
+    """Refuse an existing folder as the target, with a reason."""
     below = (Path(folder, name) for folder, folders, names in os.walk(target) for name in (*folders, *names))
     links = (each for each in (target, *islice(below, _LOOKED_AT)) if each.is_symlink())
     link = next(links, None)
@@ -206,7 +207,7 @@ def _unpack(
 def _entries(
     stream: BinaryIO, target: Path, *, budget: _Budget, allow_case: bool
 ) -> tuple[Iterable[Entry], int | None]:
-    """The entries in the order of their bytes, and their size in all where that is known before."""
+    """The entries in the order of their bytes, and their total size if it is known in advance."""
     start = stream.read(512)
     stream.seek(0)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -229,7 +230,7 @@ def _entries(
 
 
 def _write(entries: Iterable[Entry], folder: Path, names: Names, budget: _Budget, *, tell: Callable[[], None]) -> int:
-    """Write all entries below a new folder; gives the number of files."""
+    """Write all entries below a new folder; returns the number of files."""
     count = 0
     for entry in entries:
         parts = names.add(entry)
@@ -238,7 +239,7 @@ def _write(entries: Iterable[Entry], folder: Path, names: Names, budget: _Budget
             where.mkdir(parents=True, exist_ok=True)
             continue
         where.parent.mkdir(parents=True, exist_ok=True)
-        # O_EXCL: the folder is new, so that an existing file or link can only be a name that met another.
+        # O_EXCL: the folder is new, so an existing file or link can only come from a colliding name.
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(where, flags, 0o666), "wb") as file:
             written = 0
@@ -256,7 +257,7 @@ def _write(entries: Iterable[Entry], folder: Path, names: Names, budget: _Budget
 
 
 def _refuse_without_space(target: Path, needed: int) -> None:
-    """See that the disk can hold what will come out."""
+    """Check that the disk has enough space."""
     free = shutil.disk_usage(target.absolute().parent).free
     if needed > free:
         raise EnvironmentFault(
@@ -266,7 +267,7 @@ def _refuse_without_space(target: Path, needed: int) -> None:
 
 
 def _refuse_caseless(folder: Path) -> None:
-    """See that a disk tells upper from lower case."""
+    """Check that the disk distinguishes upper and lower case."""
     probe = folder / "a"
     probe.mkdir()
     is_caseless = (folder / "A").exists()
@@ -280,10 +281,10 @@ def _bytes(count: int) -> str:
 
 
 class Names:
-    """The names seen so far: those that stay inside the archive, and that no two of become one file.
+    """The names so far: they stay inside the archive, and no two of them become one file.
 
     Args:
-        allow_case: names that differ in case or Unicode form alone are two names.
+        allow_case: names that differ only in case or Unicode form are two names.
     """
 
     def __init__(self, *, allow_case: bool = False) -> None:
@@ -293,13 +294,13 @@ class Names:
         self._count = 0
 
     def add(self, entry: Entry) -> tuple[str, ...]:
-        """Take in a name.
+        """Add a name.
 
         Returns:
             Its parts, safe to be joined to a folder; none for the archive's own root.
 
         Raises:
-            Refused: names the entry, and the one it meets.
+            Refused: the message names the entry, and the one with which it collides.
         """
         self._count += 1
         if self._count > MAX_ENTRIES:
@@ -323,7 +324,7 @@ class Names:
         return parts
 
     def _add_folder(self, path: str, name: str) -> bool:
-        """Note a folder; False if it is known, and so are those above it."""
+        """Add a folder and its parents; False if it is already known."""
         key = self._key(path)
         if key in self._files:
             raise Refused(_meeting(self._files[key], name))
@@ -332,15 +333,15 @@ class Names:
         return is_new
 
     def _key(self, path: str) -> str:
-        """What a disk that ignores case and Unicode form tells apart."""
+        """The form of a name on a disk that ignores case and Unicode form."""
         return path if self._allow_case else unicodedata.normalize("NFC", path).casefold()
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """The parts of a stored name; ``.`` and empty parts stand for nothing.
+    """The parts of a stored name, without ``.`` and empty parts.
 
     Raises:
-        Refused: it leads out of the archive, or no disk or terminal could take it.
+        Refused: it leads out of the archive, or a disk or terminal cannot use it.
     """
     entry = f"entry '{shown(name)}'"
     if any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -359,9 +360,9 @@ def safe_parts(name: str) -> tuple[str, ...]:
 
 
 def _meeting(first: str, second: str) -> str:
-    """The message on two names that would become one."""
+    """The message for two names that would become one file."""
     is_spelling = "/".join(safe_parts(first)) != "/".join(safe_parts(second))
     hint = "unpack it yourself"
     if is_spelling and first.rstrip("/").count("/") == second.rstrip("/").count("/"):
-        hint = "if this disk tells upper from lower case: --allow-case"
+        hint = "if this disk distinguishes upper and lower case: --allow-case"
     return f"entries '{shown(first)}' and '{shown(second)}' would become the same file; {hint}"

@@ -1,8 +1,8 @@
-"""What a tar or zip archive holds, looked at before anything is unpacked: plain files and folders, nothing else.
+"""The content of a tar or zip archive, checked before anything is unpacked: plain files and folders, nothing else.
 
-A tar (POSIX ustar, pax and GNU headers; with gzip, bzip2 or xz around it) is read from front to end, and by hand,
-because Python's own reader follows links and takes any length that a header claims into memory. Of a zip the directory
-is read and compared with what lies where it says.
+A tar (POSIX ustar, pax and GNU headers; with gzip, bzip2 or xz around it) is read from start to end by our own code,
+because Python's reader follows links and allocates any length that a header claims. For a zip, the directory is read
+and compared with the entries at the places that it names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AGAIN = "get the archive again"
 _YOURSELF = "unpack it yourself and give the folder as ROOT"
 _BLOCK = 512
 _MAX_EXTRA_BYTES = 1_000_000
-"""Of a header that goes before another one."""
+"""Kinds of headers that precede another one."""
 _MAX_DIGITS = 18
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 _LINKS = {b"1": "a hard link", b"2": "a symbolic link"}
@@ -41,30 +41,30 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or folder of an archive."""
+    """A file or folder of an archive."""
 
     name: str
     """As stored."""
     is_folder: bool
     size: int
-    """Bytes that it promises."""
+    """Its declared number of bytes."""
     read: Callable[[int], bytes]
-    """The next bytes, at most so many; none at the end. Raises ``Refused`` if it is damaged."""
+    """The next bytes, at most this number; none at the end. Raises ``Refused`` if it is damaged."""
     is_counted: bool = False
-    """Its bytes are counted where they are read."""
+    """Whether its bytes are counted when they are read."""
 
 
 def is_tar(start: bytes) -> bool:
-    """Whether a file that starts so is a tar, compressed or not (what is inside gzip, bzip2 or xz is not known)."""
+    """Whether a file with this start is a tar, compressed or not (the content of gzip, bzip2 or xz is unknown)."""
     return start.startswith((_GZIP, _BZIP2, _XZ)) or (len(start) >= _BLOCK and _has_checksum(start[:_BLOCK]))
 
 
 def tar_entries(stream: BinaryIO, *, spend: Callable[[int], None]) -> Iterator[Entry]:
-    """The entries, one after the other; each must be read before the next is asked for, and what is left is skipped.
+    """The entries, one after the other; each must be read before the next is requested, and the rest of it is skipped.
 
     Args:
         stream: at its start.
-        spend: gets the number of bytes that come out of the compression; raises ``Refused`` if they are too many.
+        spend: called with the number of decompressed bytes; raises ``Refused`` if they are too many.
 
     Raises:
         Refused: truncated, damaged, with links, devices or holes.
@@ -73,7 +73,7 @@ def tar_entries(stream: BinaryIO, *, spend: Callable[[int], None]) -> Iterator[E
 
 
 def _decompressed(stream: BinaryIO) -> BinaryIO:
-    """The tar inside the compression."""
+    """The decompressed tar."""
     start = stream.read(len(_XZ))
     stream.seek(0)
     if start.startswith(_GZIP):
@@ -113,7 +113,7 @@ class _TarReader:
             pass
 
     def _entry(self, header: bytes, kind: bytes, size: int, extra: dict[str, str]) -> Entry:
-        """A file or folder, by its header and what was said before it."""
+        """A file or folder, from its header and the extra headers before it."""
         name = extra.get("path", _name(header))
         entry = f"entry '{shown(name)}'"
         if kind in _LINKS:
@@ -131,7 +131,7 @@ class _TarReader:
         return Entry(name, is_folder, 0 if is_folder else size, self._next, is_counted=True)
 
     def _next(self, count: int) -> bytes:
-        """The next bytes of the entry at hand."""
+        """The next bytes of the current entry."""
         if not self._left:
             return b""
         data = self._read(min(count, self._left))
@@ -147,7 +147,7 @@ class _TarReader:
         self._exactly(self._padding)
 
     def _content(self, size: int) -> bytes:
-        """What an extra header says."""
+        """The content of an extra header."""
         if size > _MAX_EXTRA_BYTES:
             raise Refused(f"damaged tar: {size:,} bytes of header after '{shown(self._last)}'; {_AGAIN}")
         data = self._exactly(size)
@@ -176,7 +176,7 @@ class _TarReader:
 
 
 def _has_checksum(header: bytes) -> bool:
-    """Whether a header's sum is right: of its bytes, the sum's own taken as spaces."""
+    """Whether a header's checksum is right: the sum of its bytes, with its own field taken as spaces."""
     try:
         return sum(header[:148]) + 8 * ord(" ") + sum(header[156:]) == _number(header[148:156])
     except Refused:
@@ -194,14 +194,14 @@ def _number(text: bytes) -> int:
 
 
 def _name(header: bytes) -> str:
-    """A name that fits into its header."""
+    """A name from a header."""
     name = header[:100].split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
 
 
 def _extra(kind: bytes, content: bytes) -> dict[str, str]:
-    """What an extra header says of the entry after it."""
+    """The values of an extra header for the next entry."""
     if kind in (_LONG_NAME, _LONG_LINK):
         return {"path": content.split(b"\0")[0].decode("utf-8", "surrogateescape")}
     found: dict[str, str] = {}
@@ -239,7 +239,7 @@ def zip_entries(stream: BinaryIO) -> list[Entry]:
 
 
 def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], bytes]:
-    """Reads an entry piece by piece; its last piece checks the CRC."""
+    """A reader of an entry, piece by piece; the last piece checks the CRC."""
     opened: list[zipfile.ZipExtFile] = []
 
     def read(count: int) -> bytes:
@@ -255,7 +255,7 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[in
 
 
 def _refuse_odd_entry(info: zipfile.ZipInfo) -> None:
-    """Refuse what is neither a plain file nor a folder."""
+    """Refuse an entry that is neither a plain file nor a folder."""
     entry = f"entry '{shown(info.filename)}'"
     if not info.filename:
         raise Refused(f"an entry has no name; {_YOURSELF}")
@@ -276,7 +276,7 @@ def _refuse_odd_entry(info: zipfile.ZipInfo) -> None:
 
 
 def _refuse_overlap(stream: BinaryIO, infos: list[zipfile.ZipInfo], *, end: int) -> None:
-    """Refuse entries that share bytes: a few can be made to expand to any size."""
+    """Refuse entries that share bytes, because a few such entries can expand to any size."""
     free = 0
     before = ""
     for info in infos:
@@ -294,9 +294,9 @@ def _refuse_overlap(stream: BinaryIO, infos: list[zipfile.ZipInfo], *, end: int)
 
 
 def _zip_count(stream: BinaryIO) -> int:
-    """How many entries there are by the record at the end, modulo 65536 where it is of the old kind.
+    """The number of entries in the record at the end, modulo 65536 for the old kind of record.
 
-    Looked at before the directory is: one that would fill the memory is refused.
+    It is checked before the directory is read, so that a huge directory is refused.
     """
     size = stream.seek(0, 2)
     stream.seek(max(0, size - 66_000))
@@ -316,7 +316,7 @@ def _zip_count(stream: BinaryIO) -> int:
 
 @contextmanager
 def _zip_faults(what: str) -> Iterator[None]:
-    """All the ways in which a zip fails, as one."""
+    """All exceptions for a damaged zip, as one."""
     try:
         yield
     except (
@@ -324,6 +324,6 @@ def _zip_faults(what: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's; bzip2 says its own without a number
+        if error.errno is not None:  # the disk's error; bzip2's own errors have no number
             raise
         raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear completely or not at all.
 
-Everything is written beside its target as ``.<name>.tmp-<host>-<pid>-<random>``, synced, and renamed.
-A kill at any moment leaves the old content or the new one; at worst a temporary stays behind.
+Everything is written beside its target as ``.<name>.tmp-<host>-<pid>-<random>``, synced, and renamed. After a kill at
+any moment there is the old content or the new one; at worst a temporary file remains.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ _REMEDIES = {
 
 
 held: set[Path] = set()
-"""Folders, absolute, that a run owns (:mod:`~memorysam_cli.storage.lock`). Where one of them is gone, somebody removed
-it with all that the run had written, and a new one in its place would pass for the whole."""
+"""Absolute folders that a run owns (:mod:`~memorysam_cli.storage.lock`). If one of them is missing, it was removed with
+all its files, and must not be created again, because the new one would look complete."""
 
 
 @contextlib.contextmanager
 def faults(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn every ``OSError`` of a write to ``path`` into one line for the user.
+    """Turn every ``OSError`` while writing to ``path`` into one line for the user.
 
     Args:
-        path: the file or folder that was requested (not the temporary).
-        needed_bytes: size of what is written, for the message of a full disk.
+        path: the requested file or folder (not the temporary one).
+        needed_bytes: size of the data, for the message of a full disk.
 
     Raises:
-        EnvironmentFault: path, reason, remedy; needed and free space where the disk is full.
+        EnvironmentFault: path, reason, remedy; needed and free space if the disk is full.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def faults(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
 
 
 def _explain(error: OSError, path: Path, *, needed_bytes: int | None) -> str:
-    """The one line for ``error``."""
+    """The message for ``error``."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         needed = "" if needed_bytes is None else f"needs {megabytes(needed_bytes)}, "
@@ -75,7 +75,7 @@ def _explain(error: OSError, path: Path, *, needed_bytes: int | None) -> str:
 
 
 def _free_bytes(path: Path) -> int:
-    """Free space where ``path`` would lie; 0 when even that cannot be asked."""
+    """Free space on the disk of ``path``; 0 if unknown."""
     for folder in path.absolute().parents:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(folder).free
@@ -83,7 +83,7 @@ def _free_bytes(path: Path) -> int:
 
 
 def _temporary(path: Path) -> Path:
-    """A free sibling name, cut so that it stays within 255 bytes."""
+    """A free name beside the target, shortened to at most 255 bytes."""
     host = socket.gethostname().replace("/", "_")[:32]
     tail = f".tmp-{host}-{os.getpid()}-{secrets.token_hex(4)}"
     name = os.fsencode(path.name)[: _NAME_BYTES - len(os.fsencode(tail)) - 1].decode("utf-8", "ignore")
@@ -91,19 +91,19 @@ def _temporary(path: Path) -> Path:
 
 
 def is_temporary(name: str, *, of: str | None = None) -> bool:
-    """Whether a file or folder of this name is one that is being written, or was when its writer was killed.
+    """Whether this is the name of a temporary file or folder of this module.
 
     Args:
         name: without its folder.
-        of: the name of the target; none: any.
+        of: the name of the target; None: any.
     """
     found = _TEMPORARY.fullmatch(name)
     return found is not None and of in {None, found["name"]}
 
 
 def sweep(path: Path) -> None:
-    """Remove temporaries of ``path`` whose writers, on this machine, were killed."""
-    if os.name == "nt":  # there, asking whether a process lives ends it
+    """Remove temporary files of ``path`` whose writers, on this machine, were killed."""
+    if os.name == "nt":  # there, checking whether a process exists would end it
         return
     stub = f".{path.name}.tmp-{socket.gethostname().replace('/', '_')[:32]}-"
     with contextlib.suppress(OSError):
@@ -136,15 +136,15 @@ def make_folder(path: Path) -> None:
 
 
 def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
-    """See, before long work begins, that files can be written to a folder that may not exist yet; writes nothing.
+    """Check, before long work begins, that files can be written to a folder that may not exist yet; writes nothing.
 
     Args:
-        folder: what files will be written to.
-        needed_bytes: for which there must be room.
+        folder: the output folder.
+        needed_bytes: space that must be free.
 
     Raises:
-        EnvironmentFault: it, or the nearest existing folder above it, is not a folder, cannot be written, or has too
-            little room on its disk.
+        EnvironmentFault: it, or its nearest existing parent, is not a folder, is not writable, or has too little space
+            on its disk.
     """
     with faults(folder, needed_bytes=needed_bytes):
         nearest = folder.absolute()
@@ -164,16 +164,16 @@ def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Never put a file in the place of a device, FIFO or socket: root's rename would take ``/dev/null`` from everybody.
+    """Never replace a device, FIFO or socket: a rename by root would remove ``/dev/null`` for everybody.
 
     Raises:
-        OSError: there is one, or a link to one; or the folder is the one of the devices.
+        OSError: the target is one, or a link to one; or it is in the folder of devices.
     """
     with contextlib.suppress(FileNotFoundError):  # a link to nothing may be replaced
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.ENXIO, "it is a device, FIFO or socket")
     if path.absolute().parent == Path(os.devnull).parent:
-        raise OSError(errno.ENXIO, "it lies among the devices")
+        raise OSError(errno.ENXIO, "it is in the folder of the devices")
 
 
 def _make_folder(path: Path) -> None:
@@ -190,14 +190,14 @@ def _make_folder(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names in ``path`` survive a power loss."""
+    """Make changes of names in ``path`` survive a power loss."""
     if os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such call
+        if error.errno != errno.EINVAL:  # some network file systems do not support it
             raise
     finally:
         os.close(descriptor)
@@ -212,7 +212,7 @@ def _sync_file(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make what was appended to a file survive a power loss.
+    """Make data appended to a file survive a power loss.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -223,27 +223,28 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None) -> Iterator[Path]:
-    """Write a file that replaces ``path`` only when the block ends well.
+    """Write a file that replaces ``path`` only if the block succeeds.
 
     Args:
         path: the target; an existing file is replaced, parents are created.
-        fsync: False for masses of small outputs: a kill cannot tear them, a power loss can.
+        fsync: False for very many small outputs: they survive a kill completely, but not a power loss.
         needed_bytes: expected size, for the message of a full disk.
 
     Yields:
         An empty file beside ``path``, to be written or replaced; it gets mode ``0o666 & ~umask``.
 
     Raises:
-        EnvironmentFault: writing failed, or ``path`` cannot hold a file; it is unchanged, the temporary gone.
+        EnvironmentFault: writing failed, or ``path`` cannot be a file; it does not change, and the temporary file is
+            removed.
     """
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
         refuse_special(path)
-        if fsync:  # not among masses of small outputs, whose owner looks after what a kill left
+        if fsync:  # not for very many small outputs, whose owner removes leftovers
             sweep(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        # The kernel applied the umask: asking for it would change it for other threads.
+        # The kernel applied the umask; reading it would change it for other threads.
         mode = os.fstat(descriptor).st_mode & 0o777
         os.close(descriptor)
         try:
@@ -253,7 +254,7 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
                 _sync_file(temporary)
             temporary.replace(path)
         except BaseException:
-            with contextlib.suppress(OSError):  # the first fault is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink()
             raise
         if fsync:
@@ -269,7 +270,7 @@ def write_bytes(path: Path, data: bytes, *, fsync: bool = True) -> None:
         fsync: as in :func:`new_file`.
 
     Raises:
-        EnvironmentFault: it cannot be written; ``path`` is as it was.
+        EnvironmentFault: it cannot be written; ``path`` does not change.
     """
     with new_file(path, fsync=fsync, needed_bytes=len(data)) as temporary:
         temporary.write_bytes(data)
@@ -278,10 +279,10 @@ def write_bytes(path: Path, data: bytes, *, fsync: bool = True) -> None:
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    """As :func:`write_bytes`, for a content that is made piece by piece and need not fit into memory.
+    """As :func:`write_bytes`, for content that is produced piece by piece and may be larger than the memory.
 
     Raises:
-        EnvironmentFault: it cannot be written; ``path`` is as it was, also where making a piece raises.
+        EnvironmentFault: it cannot be written; ``path`` does not change, even if producing a piece raises.
     """
     with new_file(path) as temporary, temporary.open("wb") as stream:
         expected = 0
@@ -293,17 +294,17 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def write_text(path: Path, text: str, *, fsync: bool = True) -> None:
-    """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`.
+    """Write ``text`` as UTF-8 without changing its newlines; otherwise as :func:`write_bytes`.
 
-    What UTF-8 cannot hold, such as a path of bytes that are no text, is escaped: ``\\udcff``.
+    Characters that UTF-8 cannot represent, such as invalid bytes of a path, are escaped: ``\\udcff``.
     """
     write_bytes(path, text.encode(errors="backslashreplace"), fsync=fsync)
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a text log to append whole lines to; parents are created, what UTF-8 cannot hold is escaped.
+    """Open a text log to append whole lines; parents are created, characters that UTF-8 cannot represent are escaped.
 
-    The one kind of file that grows in place: a kill costs at most its last line.
+    This is the only kind of file that grows in place: a kill loses at most its last line.
 
     Raises:
         EnvironmentFault: it cannot be opened.
@@ -314,16 +315,16 @@ def open_log(path: Path) -> TextIO:
 
 
 def open_nowhere(number: int) -> TextIO:
-    """A stream that takes everything and keeps nothing, in the place of a closed stdout (1) or stderr (2).
+    """A stream that discards everything, to replace a closed stdout (1) or stderr (2).
 
-    It has that very number, so that it needs no further descriptor: a process may have none left.
+    It uses the same descriptor number, because a process may have no free one left.
     """
     lead_nowhere(number)
     return open(number, "w", encoding="utf-8", closefd=False)
 
 
 def lead_nowhere(number: int) -> None:
-    """Let a descriptor take everything and keep nothing; closed first, for the table of descriptors may be full."""
+    """Let a descriptor discard everything; it is closed first, because the table of descriptors may be full."""
     with contextlib.suppress(OSError):  # it is closed already
         os.close(number)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -336,7 +337,7 @@ def lead_nowhere(number: int) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that appears under its name only when the block ends well.
+    """Fill a folder that appears under its name only if the block succeeds.
 
     Args:
         path: the target; must not exist (an empty folder may). Parents are created.
@@ -349,7 +350,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with faults(path):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(errno.EEXIST, "it is there already")
+            raise FileExistsError(errno.EEXIST, "it already exists")
         _make_folder(path.parent)
         sweep(path)
         temporary = _temporary(path)

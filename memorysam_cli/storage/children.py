@@ -1,6 +1,6 @@
-"""Python processes of our own, for work that must be stopped, confined or survived.
+"""Python child processes, for work that must be stopped, confined, or that may crash.
 
-A child finds the modules that its parent finds, ends when its parent is gone, and is handed nothing but words.
+A child uses the same modules as its parent, ends when its parent ends, and gets only text arguments.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def start(
     errors_to: IO[Any] | None = None,
     own_session: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start ``module.main(arguments)`` in a fresh Python; its stdout is a pipe to us, its stdin one that we hold open.
+    """Start ``module.main(arguments)`` in a new Python process; its stdout is a pipe to us, and so is its stdin.
 
     Args:
         module: dotted, with a function ``main`` that takes a list of text.
         arguments: for it.
         environment: all of its environment variables.
-        show_errors: whether its stderr is ours; otherwise it goes nowhere.
-        errors_to: a file that takes its stderr instead.
-        own_session: whether Ctrl-C in the terminal reaches us alone; its process group then has its number.
+        show_errors: whether it shares our stderr; otherwise its stderr is discarded.
+        errors_to: a file for its stderr instead.
+        own_session: whether Ctrl-C in the terminal reaches only us; its process group then has its number.
 
     Raises:
-        EnvironmentFault: the system does not let us start a process.
+        EnvironmentFault: the system cannot start a process.
     """
-    # -I: neither the current folder nor the user's site is looked into, unless this process looks there; -B: no .pyc.
+    # -I: do not search the current folder and the user's site, unless this process does; -B: no .pyc.
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 (keeps "" and what is not a path at all)
     command = [sys.executable, "-I", "-B", "-c", _BOOT, json.dumps(path), module, *arguments]
     errors = errors_to or (None if show_errors else subprocess.DEVNULL)
@@ -67,14 +67,14 @@ def start(
 
 
 def _widen(pipe: IO[bytes] | None) -> None:
-    """Let a pipe hold a megabyte, where the system allows it: the fewer turns, the sooner a large file is through."""
+    """Enlarge a pipe to a megabyte, if the system allows it, so that large files are transferred faster."""
     if pipe is not None and sys.platform == "linux":
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def end(process: subprocess.Popen[Any], *, gently_s: float = 0) -> None:
-    """Make sure that a child is gone: at once, or after ``gently_s`` seconds in which it may clean up."""
+    """Make sure that a child has ended: at once, or after ``gently_s`` seconds in which it may clean up."""
     if process.poll() is None and gently_s:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -87,14 +87,14 @@ def end(process: subprocess.Popen[Any], *, gently_s: float = 0) -> None:
 
 
 def claim_stdout() -> IO[bytes]:
-    """In a child: the pipe to the parent; what anybody prints from now on is not taken for an answer."""
+    """In a child: the pipe to the parent; later prints are not mistaken for an answer."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
 
 
 def watch_parent(on_loss: Callable[[], object]) -> None:
-    """In a child: call ``on_loss``, from another thread, when the parent is gone."""
+    """In a child: call ``on_loss``, from another thread, when the parent has ended."""
 
     def wait() -> None:
         while os.read(0, 64):  # until its end of the pipe is closed, by itself or by the system
@@ -105,10 +105,10 @@ def watch_parent(on_loss: Callable[[], object]) -> None:
 
 
 def tell_kernel(name: str, word: str) -> bool:
-    """Write a word to ``/proc/self/<name>``, a file that stores nothing, so that nothing can be lost.
+    """Write a word to ``/proc/self/<name>``, which is not a stored file, so that nothing can be lost.
 
     Returns:
-        Whether the kernel took it; other systems have no such file.
+        Whether the kernel accepted it; other systems have no such file.
     """
     try:
         Path(f"/proc/self/{name}").write_text(word)
@@ -118,7 +118,7 @@ def tell_kernel(name: str, word: str) -> bool:
 
 
 def signal_name(code: int) -> str:
-    """``SIGSEGV`` of the exit code −11."""
+    """The name of a signal, such as ``SIGSEGV`` for the exit code −11."""
     try:
         return signal.Signals(-code).name
     except ValueError:

@@ -1,8 +1,8 @@
-"""YAML and JSON that mean what they say.
+"""Strict reading and writing of YAML and JSON.
 
-YAML is read strictly, in the sense of YAML 1.2: ``1e-4`` is a number, ``on`` and ``no`` are words, ``010``
-is refused (octal to some, decimal to others), keys are always text and never occur twice, tags, anchors
-and aliases do not exist. Whoever means text writes quotes.
+YAML is read strictly, in the sense of YAML 1.2: ``1e-4`` is a number, ``on`` and ``no`` are words, ``010`` is refused
+(octal in some programs, decimal in others), keys are always text and never occur twice; tags, anchors and aliases are
+refused. Text that looks like another type needs quotes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from memorysam_cli.text import megabytes, shown
 
 MAX_DEPTH = 20
 MAX_VALUES = 5000
-"""Keys and values of a YAML document; a recipe has two hundred, and PyYAML reads ten thousand a second."""
+"""Largest number of keys and values of a YAML document; a recipe has two hundred, and PyYAML reads ten thousand per
+second."""
 MAX_BYTES = 1_000_000
-"""Of a text that people write."""
+"""Largest number of bytes of a text written by people."""
 MAX_JSON_BYTES = 100_000_000
-"""Of a JSON document, and of a line of JSON."""
+"""Largest number of bytes of a JSON document, and of a line of JSON."""
 
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -47,7 +48,7 @@ _WORDS_SHOWN = 200
 
 
 class _Refused(Exception):
-    """A rule of ours is broken on ``line`` (from 1)."""
+    """One of our rules is broken on ``line`` (from 1)."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -55,7 +56,7 @@ class _Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Builds plain nodes only, and stops at the first thing that is too deep or too clever."""
+    """Builds only plain nodes, and stops at the first one that is too deep or uses refused features."""
 
     # No implicit types: _scalar decides, so that YAML 1.1's octal, sexagesimal and on/off never happen.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own shape)
@@ -85,7 +86,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
     Args:
         text: the document, at most 1 MB.
-        where: what to call it in messages: a path, or an option such as ``--set``.
+        where: its name in messages: a path, or an option such as ``--set``.
 
     Returns:
         None, bool, int, float (always finite), str, list, or dict with text keys in the document's order.
@@ -126,7 +127,7 @@ def _value(node: yaml.Node) -> Any:
         return [_value(child) for child in node.value]
     if isinstance(node, yaml.MappingNode):
         return _mapping(node)
-    assert isinstance(node, yaml.ScalarNode)  # PyYAML has no fourth kind
+    assert isinstance(node, yaml.ScalarNode)  # PyYAML has no other kind
     return node.value if node.style else _scalar(node)
 
 
@@ -176,13 +177,13 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_text(path: Path, *, kind: type[MemorySamError] = DataError, limit: int = MAX_BYTES, option: str = "") -> str:
-    """Read a file of UTF-8 text; a byte order mark is passed over.
+    """Read a file of UTF-8 text; a byte order mark is skipped.
 
     Args:
         path: the file.
         kind: as for :func:`read_bytes`.
-        limit: likewise.
-        option: that named the file, for messages, such as ``--classes``.
+        limit: as for :func:`read_bytes`.
+        option: the option that named the file, for messages, such as ``--classes``.
 
     Raises:
         MemorySamError: as :func:`read_bytes`; or it is not UTF-8, with the line.
@@ -207,16 +208,16 @@ def _named(path: Path, option: str) -> str:
 def read_bytes(
     path: Path, *, kind: type[MemorySamError] = DataError, limit: int = MAX_JSON_BYTES, option: str = ""
 ) -> bytes:
-    """All bytes of a regular file: a device, a FIFO or a socket would never end, or never begin.
+    """All bytes of a regular file; reading a device, a FIFO or a socket might never end or start.
 
     Args:
         path: the file.
-        kind: what is raised.
-        limit: bytes that are allowed.
-        option: that named the file, for messages.
+        kind: the class of exceptions to raise.
+        limit: largest number of bytes.
+        option: the option that named the file, for messages.
 
     Raises:
-        MemorySamError: of that kind: missing, no regular file, too large, or it cannot be read.
+        MemorySamError: of that class: missing, not a regular file, too large, or it cannot be read.
     """
     name = _named(path, option)
     try:
@@ -235,16 +236,16 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: missing, too large, not UTF-8, not JSON, a number that is not finite, a key given twice.
+        DataError: missing, too large, not UTF-8, not JSON, a number that is not finite, or a duplicate key.
     """
     return parse_json(read_bytes(path), where=shown(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object of ours.
+    """Read a JSON file that contains an object written by memorysam.
 
     Raises:
-        DataError: as :func:`read_json`, or it holds something else.
+        DataError: as :func:`read_json`, or it contains something else.
     """
     found = read_json(path)
     if not isinstance(found, dict):
@@ -253,18 +254,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 _NOT_AS_WRITTEN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, StopIteration)
-"""What code stumbles over that takes apart content of another form; an empty list has no first item."""
+"""Exceptions that occur when code reads content of an unexpected form; an empty list has no first item."""
 
 
 @contextlib.contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Says of a file whose content is not as expected that it is so, rather than how Python stumbled over it.
+    """Report a file with unexpected content as damaged, instead of Python's error.
 
-    For what only we write, and only somebody's hand or a damaged disk makes other than we wrote it: a mistake of ours
-    in the block would be blamed on the file, so that the block should only take the content apart.
+    For files that only memorysam writes, and that differ only if somebody edited them or the disk is damaged. The block
+    should only read the content, because a bug in it would be blamed on the file.
 
     Raises:
-        DataError: in the place of what the block stumbled over.
+        DataError: instead of the block's exception.
     """
     try:
         yield
@@ -276,10 +277,10 @@ def understood(path: Path) -> Iterator[None]:
 
 
 def parse_json(data: bytes, *, where: str) -> Any:
-    """Read JSON from bytes; ``where`` begins the message.
+    """Read JSON from bytes; messages begin with ``where``.
 
     Raises:
-        DataError: not UTF-8, not JSON, a number that is not finite, a key given twice.
+        DataError: not UTF-8, not JSON, a number that is not finite, or a duplicate key.
     """
     try:
         return _DECODER.decode(data.decode("utf-8"))
@@ -289,7 +290,7 @@ def parse_json(data: bytes, *, where: str) -> Any:
 
 
 def _finite(word: str) -> float:
-    """A number of JSON; ``1e999`` is one by its grammar, and no number to us."""
+    """A finite number of JSON; ``1e999`` is valid in its grammar but refused here."""
     value = float(word)
     if not math.isfinite(value):
         raise ValueError(f"{word[:40]} is too large a number")
@@ -311,10 +312,10 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, ob
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON text, keys in their order, UTF-8 as it is.
+    """JSON text, keys in their order, UTF-8 not escaped.
 
     Raises:
-        ValueError: NaN or infinity, which JSON cannot hold: say None instead.
+        ValueError: NaN or infinity, which JSON does not have; use None instead.
     """
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
     try:
@@ -335,9 +336,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_json_line(path: Path, value: Any, *, fsync: bool = False) -> None:
-    """Add one line to a JSON-lines file; parents are created, a torn last line is removed first.
+    """Add one line to a JSON-lines file; parents are created, and an incomplete last line is removed first.
 
-    One writer at a time (hold the folder's lock). ``fsync`` makes the line survive a power loss.
+    Only one writer at a time (hold the folder's lock). With ``fsync`` the line survives a power loss.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -349,10 +350,10 @@ def append_json_line(path: Path, value: Any, *, fsync: bool = False) -> None:
         _end_last_line(stream)
         start = stream.seek(0, os.SEEK_END)
         left = line
-        while left:  # a full disk may take a part before it says so
+        while left:  # a full disk may write a part before it reports an error
             left = left[stream.write(left) :]
         stream.seek(start)
-        if stream.read() != line:  # a disk that says so and takes less
+        if stream.read() != line:  # a disk that reports success but writes less
             stream.truncate(start)
             raise OSError(errno.EIO, "what was read back differs from what was written")
         if fsync:
@@ -360,7 +361,8 @@ def append_json_line(path: Path, value: Any, *, fsync: bool = False) -> None:
 
 
 def _end_last_line(stream: FileIO) -> None:
-    """Leave the file empty or ending in a newline: cut what a kill tore, keep a whole line without its newline."""
+    """Make the file empty or end in a newline: remove an incomplete last line, complete one that only lacks its
+    newline."""
     start = size = stream.seek(0, os.SEEK_END)
     tail = b""
     while start > 0 and b"\n" not in tail:
@@ -377,7 +379,7 @@ def _end_last_line(stream: FileIO) -> None:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a last line without its newline is not a whole value: a cut number could pass for a shorter one."""
+    """Whether a last line without its newline is not a complete value; a number may have lost its last digits."""
     try:
         return not isinstance(parse_json(line, where=""), dict | list)
     except DataError:
@@ -385,7 +387,7 @@ def _is_torn(line: bytes) -> bool:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a JSON-lines file; a last line that a kill has torn is left out.
+    """Read a JSON-lines file, without an incomplete last line.
 
     Raises:
         DataError: missing, or ``file:line`` is not JSON.
@@ -394,11 +396,11 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def each_json_line(path: Path, *, may_be_torn: bool = True) -> Iterator[Any]:
-    """As :func:`read_json_lines`, one line at a time: a file of any length needs the memory of a line.
+    """As :func:`read_json_lines`, one line at a time, so that memory does not grow with the file.
 
     Args:
         path: the file.
-        may_be_torn: it grows in place, so that a torn last line is left out; of others it is refused.
+        may_be_torn: the file grows in place, so an incomplete last line is skipped; in other files it is refused.
 
     Raises:
         DataError: missing, or ``file:line`` is not JSON.

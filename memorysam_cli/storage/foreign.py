@@ -1,10 +1,10 @@
-"""Other people's ``.pt`` and ``.pth`` files, opened without running what is inside them; and files for other people.
+"""Untrusted ``.pt`` and ``.pth`` files, opened without running their content; and such files for other programs.
 
-A torch file is a pickle, that is: a program. It is opened in a process of its own that has no network, little memory
-and little time, and cannot write (:mod:`memorysam_cli.storage.torch_child`); only bare tensors come back.
+A torch file is a pickle, which is a program. It is opened in a child process that has no network, little memory and
+time, and cannot write (:mod:`memorysam_cli.storage.torch_child`). Only plain tensors come back.
 
-:func:`parse` is the one place where torch opens a pickle. ``weights_only`` is the lock on it; there is no option here
-to turn it. Files of others are parsed in that process only.
+:func:`parse` is the only place where torch opens a pickle. It always uses ``weights_only``; no option can change this.
+Untrusted files are parsed only in the child process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from memorysam_cli.storage.torch_format import AGAIN, EXPORT, Attempt, Refused, 
 from memorysam_cli.text import is_text, shown
 
 _CHILD = "memorysam_cli.storage.torch_child"
-"""Named, not imported: it imports this module, and it is the one that is confined."""
+"""Named, not imported: the confined module imports this one."""
 _SAFE_TORCH = (2, 10)
 _PATIENCE_S = 60.0
 _END_S = 5.0
@@ -49,7 +49,7 @@ _SLOWEST = 5_000_000
 _LINE_BYTES = 10_000
 _LEFT_OUT = ("TORCH_", "HF_TOKEN", "HUGGING_FACE_", "CUDA_VISIBLE_DEVICES")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""One thread, one heap, no GPU: what is bounded must be small."""
+"""One thread, one heap, no GPU, so that the limits can be small."""
 _ENDS = {"SIGXCPU": "it takes more processor time than a file of its size may", "SIGKILL": "out of memory, or a kill"}
 _WRAPPERS = ("model", "model_state_dict", "state_dict")
 _NAME_LENGTH = 80
@@ -69,16 +69,16 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a ``.pt`` or ``.pth`` file.
 
     Args:
-        path: a state dict, plain or under ``model``, ``model_state_dict`` or ``state_dict``; what stands beside
-            such a key (epoch, optimizer) is left alone.
+        path: a state dict, plain or under ``model``, ``model_state_dict`` or ``state_dict``; other entries beside such
+            a key (epoch, optimizer) are ignored.
 
     Returns:
-        CPU tensors by name, dtype as stored, each with memory of its own.
+        CPU tensors by name, dtype as stored, each with its own memory.
 
     Raises:
         WeightsError: missing, damaged, code or other objects inside, TorchScript, compressed, values that are not
-            tensors, NaN or infinity; the message names the culprit. Or the process that opened it was ended.
-        EnvironmentFault: a torch whose ``weights_only`` has known holes, or no process could be started.
+            tensors, NaN or infinity; the message names the cause. Or the child process was ended.
+        EnvironmentFault: this torch's ``weights_only`` has known security holes, or no process could be started.
     """
     check_file(path)
     _check_torch_version()
@@ -96,7 +96,7 @@ def _check_torch_version() -> None:
 
 
 def _confined(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors that a process of its own finds in a file."""
+    """The tensors of a file, read by a child process."""
     size = path.stat().st_size
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
     process = children.start(_CHILD, str(path.absolute()), environment=environment | _ENVIRONMENT)
@@ -122,7 +122,7 @@ def _confined(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended that did not answer as ours does."""
+    """How a child process ended that gave no valid answer."""
     try:
         code = process.wait(_END_S)
     except subprocess.TimeoutExpired:
@@ -132,12 +132,12 @@ def _end(process: subprocess.Popen[bytes]) -> str:
 
 
 def _answer(stream: IO[bytes], *, size: int) -> dict[str, torch.Tensor]:
-    """What the process says, of which nothing is believed.
+    """The child process's answer, which is checked completely.
 
     Raises:
         Refused: it refuses the file.
         EnvironmentFault: it could not work.
-        Malformed, ValueError: it does not speak as ours does, or ends too early.
+        Malformed, ValueError: the answer has a wrong form, or ends too early.
     """
     answer = json.loads(stream.readline(_LINE_BYTES))
     if not isinstance(answer, dict) or not all(isinstance(value, str) for value in answer.values()):
@@ -151,19 +151,19 @@ def _answer(stream: IO[bytes], *, size: int) -> dict[str, torch.Tensor]:
 
 
 def parse(path: Path, *, is_zip: bool) -> dict[str, torch.Tensor]:
-    """The named tensors of a ``.pt`` or ``.pth`` file, detached, on the CPU; those of a zip are mapped, not copied.
+    """The named tensors of a ``.pt`` or ``.pth`` file, detached, on the CPU; those in a zip are memory-mapped.
 
     Args:
         path: a state dict, plain or under ``model``, ``model_state_dict`` or ``state_dict``.
-        is_zip: what :func:`memorysam_cli.storage.torch_format.check_archive` found.
+        is_zip: the result of :func:`memorysam_cli.storage.torch_format.check_archive`.
 
     Raises:
-        Refused: damaged, code or other objects inside, values that are not tensors; names the culprit.
+        Refused: damaged, code or other objects inside, values that are not tensors; the message names the cause.
     """
     with _load_faults(path), torch.serialization.safe_globals(_HARMLESS):
         if is_text(str(path)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        else:  # torch maps files by name, and knows only names that are text
+        else:  # torch maps files by name, and supports only names that are text
             with path.open("rb") as stream:
                 content = torch.load(stream, map_location="cpu", weights_only=True)
     return _state_dict(content)
@@ -171,12 +171,12 @@ def parse(path: Path, *, is_zip: bool) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _load_faults(path: Path) -> Iterator[None]:
-    """torch tells a damaged file by at least seven kinds of exception."""
+    """The exceptions of torch for a damaged file, at least seven kinds."""
     try:
         yield
     except Exception as error:
         text = " ".join(str(error).split())
-        text = text.rpartition("WeightsUnpickler error: ")[2]  # what stands before it is advice
+        text = text.rpartition("WeightsUnpickler error: ")[2]  # the text before it is advice
         if isinstance(error, Attempt):
             raise Refused(f"made Python try {error}, which weights never need; refused. Instead {EXPORT}") from error
         if is_out_of_memory(error):
@@ -194,7 +194,7 @@ def _load_faults(path: Path) -> Iterator[None]:
 
 
 def _state_dict(content: object) -> dict[str, torch.Tensor]:
-    """Unwrap and check, entry by entry."""
+    """Unwrap the state dict and check each entry."""
     if isinstance(content, dict):
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content:
@@ -234,19 +234,19 @@ def _kind(value: object) -> str:
 def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """Write a plain state dict as a ``.pt`` or ``.pth`` file, all or nothing, and read it back.
 
-    The one pickle that we write, for code that reads nothing else; ours reads safetensors. It holds names and
-    tensors only, so that ``torch.load(weights_only=True)`` opens it.
+    This is the only pickle that we write, for code that reads nothing else; our own format is safetensors. It has only
+    names and tensors, so ``torch.load(weights_only=True)`` opens it.
 
     Args:
         path: the target; an existing file is replaced.
-        tensors: any device, layout or sharing; written contiguous, each with a storage of its own.
+        tensors: any device, layout or sharing; written contiguous, each with its own storage.
 
     Returns:
         SHA-256 of the file, in hex.
 
     Raises:
         WeightsError: NaN or infinity; nothing is written.
-        EnvironmentFault: it cannot be written, or does not read back as written; ``path`` is as it was.
+        EnvironmentFault: it cannot be written, or the file differs when read back; ``path`` does not change.
     """
     check_finite(tensors, where=shown(path))
     # A view's whole storage would be written, and shared storages would come back shared.
@@ -261,7 +261,7 @@ def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a file that was just written by us has these tensors; it needs no process of its own."""
+    """Whether a file that we have just written has these tensors; this needs no child process."""
     try:
         found = parse(path, is_zip=check_archive(path))
     except Refused:
@@ -274,14 +274,14 @@ def _save(state: dict[str, torch.Tensor], path: Path) -> None:
         watched = _Watched(stream)
         try:
             torch.save(state, watched)  # type: ignore[arg-type]
-        except RuntimeError:  # how torch tells of a full disk
+        except RuntimeError:  # torch's error for a full disk
             if watched.error is not None:
                 raise watched.error from None
             raise
 
 
 class _Watched:
-    """A stream that remembers why it could not be written; torch forgets."""
+    """A stream that stores its error, because torch drops it."""
 
     def __init__(self, stream: FileIO) -> None:
         self.stream = stream
@@ -299,4 +299,4 @@ class _Watched:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing to do, because nothing is buffered."""

@@ -1,8 +1,8 @@
-"""How an item gets from a data worker to its parent: in one block of memory that both see, or through their pipe.
+"""How a data worker passes an item to its parent: in a block of shared memory, or through their pipe.
 
-The block is a file that has no name (``memfd_create``): it takes no room in ``/dev/shm``, of which a container has
-64 MB, it costs one descriptor, however many tensors lie in it, and a kill leaves nothing of it behind, in no folder.
-Where the system gives no such block, and for what is small, the bytes go through the pipe: slower, and just as right.
+The block is an anonymous file (``memfd_create``). It uses no space in ``/dev/shm``, which has 64 MB in a container. It
+needs one descriptor for any number of tensors, and after a kill nothing remains in any folder. Small items, and all
+items on systems without such blocks, go through the pipe, which is slower.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 LEAST_BYTES = 1 << 16
-"""Less than this goes through the pipe: a block would cost more than it saves."""
+"""Bytes below which an item goes through the pipe, because a block would cost more than it saves."""
 _HAS_BLOCKS = hasattr(os, "memfd_create")
 _AS_BLOCK, _IN_PIPE = b"b", b"p"
 _ALIGNED = 64
-"""Where the parts of a block begin, in bytes: as torch's own tensors do."""
+"""Alignment of the parts of a block in bytes, as for torch's own tensors."""
 
 
 def send(connection: Connection, value: Any) -> None:
-    """Send anything that pickle knows; numbers of tensors and arrays are copied once, and never pickled.
+    """Send any value that pickle supports; the data of tensors and arrays are copied once, and never pickled.
 
     Raises:
         Exception: the value cannot be pickled; then nothing was sent.
-        OSError: nobody is there any more.
+        OSError: the receiver has ended.
     """
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
@@ -47,10 +47,10 @@ def send(connection: Connection, value: Any) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """What :func:`send` was given; its tensors may be written to.
+    """The value from :func:`send`; its tensors are writable.
 
     Raises:
-        EOFError, OSError: the sender is gone; or this process has no descriptor or memory left, by ``errno``.
+        EOFError, OSError: the sender has ended; or this process has no descriptor or memory left, by ``errno``.
     """
     block = _receive_block(connection) if _HAS_BLOCKS else None
     pickled, sizes = pickle.loads(connection.recv_bytes())
@@ -64,7 +64,7 @@ def receive(connection: Connection) -> Any:
 
 
 def _send_block(connection: Connection, parts: Sequence[memoryview]) -> bool:
-    """Say how the parts come, and whether they came as a block."""
+    """Announce how the parts are sent; returns whether they were sent as a block."""
     block = _filled(parts) if sum(part.nbytes for part in parts) >= LEAST_BYTES else None
     with _socket(connection) as channel:
         if block is not None and _is_sent(channel, block):
@@ -74,7 +74,7 @@ def _send_block(connection: Connection, parts: Sequence[memoryview]) -> bool:
 
 
 def _is_sent(channel: socket.socket, block: int) -> bool:
-    """Hand a descriptor over; False where too many are on their way."""
+    """Send a descriptor; False if too many are in transit."""
     try:
         socket.send_fds(channel, [_AS_BLOCK], [block])
     except ConnectionError:
@@ -87,26 +87,26 @@ def _is_sent(channel: socket.socket, block: int) -> bool:
 
 
 def _receive_block(connection: Connection) -> memoryview | None:
-    """The memory that holds the parts; None where they come through the pipe."""
+    """The memory with the parts; None if they come through the pipe."""
     with _socket(connection) as channel:
         way, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     if not way:
         raise EOFError
     if not descriptors:
-        if way == _AS_BLOCK:  # the kernel drops what the table of descriptors has no place for
+        if way == _AS_BLOCK:  # the kernel drops descriptors for which the table has no space
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return None
     try:
-        return memoryview(mmap.mmap(descriptors[0], 0))  # it lives as long as the tensors that lie in it
+        return memoryview(mmap.mmap(descriptors[0], 0))  # it lives as long as the tensors in it
     finally:
         os.close(descriptors[0])
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the numbers of tensors beside the pickle."""
+    """Leaves the data of tensors out of the pickle."""
 
     def reducer_override(self, value: Any) -> Any:
-        """How a tensor is made again; everything else is pickle's."""
+        """How to rebuild a tensor; pickle handles everything else."""
         if type(value) is not Tensor or value.device.type != "cpu" or value.layout != torch.strided:
             return NotImplemented
         if value.untyped_storage().nbytes() != value.nbytes:  # a part of another one, or repeated
@@ -116,14 +116,14 @@ class _Pickler(pickle.Pickler):
 
 
 def _tensor(numbers: Any, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """A tensor over memory that is there; also its strides are what they were, for kernels choose by them."""
+    """A tensor over existing memory, with its original strides, because kernels depend on them."""
     if not memoryview(numbers).nbytes:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(numbers, dtype=dtype).as_strided(shape, stride)
 
 
 def _filled(parts: Sequence[memoryview]) -> int | None:
-    """The descriptor of a block with all parts; None where the system gives none, or none that large."""
+    """The descriptor of a block with all parts; None if the system provides none, or none of this size."""
     try:
         block = os.memfd_create("memorysam")
     except OSError:
@@ -141,13 +141,13 @@ def _filled(parts: Sequence[memoryview]) -> int | None:
 
 
 def _places(sizes: Sequence[int]) -> Iterator[int]:
-    """Where each part of a block begins."""
+    """The offset of each part of a block."""
     return itertools.accumulate((-(-size // _ALIGNED) * _ALIGNED for size in sizes), initial=0)
 
 
 @contextlib.contextmanager
 def _socket(connection: Connection) -> Iterator[socket.socket]:
-    """A connection as the socket that it is; takes no descriptor of its own."""
+    """A connection as a socket, without another descriptor."""
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
     try:
         yield channel

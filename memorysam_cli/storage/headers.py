@@ -1,6 +1,6 @@
-"""What PNG, JPEG, TIFF, BMP and WebP files say about themselves, read by hand: no decoding, no memory.
+"""Headers of PNG, JPEG, TIFF, BMP and WebP files, read by our own code, without decoding and almost without memory.
 
-Also whether a file is all there: OpenCV may return an image for one that was cut.
+It also checks whether a file is complete, because OpenCV may return an image for a truncated one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 _AGAIN = "get the file again"
 _CONVERT = "save it as 8-bit or 16-bit PNG"
 READ = "PNG, JPEG, TIFF, BMP, WebP or NumPy"
-"""The formats that are read, in words."""
+"""The supported formats, in words."""
 _MAX_FIELD_BYTES = 16_000_000
 _SHORT_BITS, _WORD_BITS, _FLOAT_BITS = 8, 16, 32
 
@@ -33,35 +33,35 @@ class Truncated(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file promises, in the terms of the array that ``images.read`` returns."""
+    """The properties of a file, for the array that ``images.read`` returns."""
 
     format: str
-    """``png``, ``jpeg``, ``tiff``, ``bmp``, ``webp``, ``npy`` or ``npz``: the content's, whatever the suffix."""
+    """``png``, ``jpeg``, ``tiff``, ``bmp``, ``webp``, ``npy`` or ``npz``: by the content, not by the suffix."""
     height: int
     width: int
     channels: int
     """1 is (H, W); 3 is RGB; 4 is RGBA; arrays have any number."""
     dtype: str
     has_palette: bool = False
-    """The stored values are indices; reading gives their colors, unless the numbers are requested."""
+    """Whether the stored values are palette indices; reading returns their colors, unless the numbers are requested."""
     is_turned: bool = False
-    """An EXIF mark asks viewers to turn the picture; we never do."""
+    """Whether an EXIF tag asks viewers to turn the picture; we never do."""
     nodata: float | None = None
-    """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
+    """The nodata value in GDAL's tag of a TIFF; may be NaN."""
     is_lossy: bool = False
-    """Its compression changes values: no class number and no color of a label is exact in it."""
+    """Whether its compression changes values, so that a label's class numbers and colors are not exact."""
     needs: str = ""
-    """Why OpenCV cannot decode a sound TIFF, and GDAL can; empty where OpenCV can."""
+    """Why OpenCV cannot decode a valid TIFF that GDAL can; empty if OpenCV can."""
     instead: str = ""
-    """What to do with such a TIFF where there is no GDAL."""
+    """What to do with such a TIFF without GDAL."""
     bands: tuple[str, ...] = ()
-    """Of a TIFF: the description of each band that is stored, empty where it has none."""
+    """For a TIFF: the description of each stored band, empty if it has none."""
     has_alpha: bool = False
-    """Of a TIFF: the last band is alpha."""
+    """For a TIFF: whether the last band is alpha."""
     has_mask: bool = False
-    """Of a TIFF: a page of it says which pixels count."""
+    """For a TIFF: whether a page is a mask of valid pixels."""
     block_bytes: int = 0
-    """Of a TIFF: what its largest tile or strip takes in memory; less is never decoded."""
+    """For a TIFF: memory of its largest tile or strip, the smallest unit of decoding."""
 
 
 def take(stream: BinaryIO, count: int) -> bytes:
@@ -69,7 +69,7 @@ def take(stream: BinaryIO, count: int) -> bytes:
 
     Raises:
         Truncated: the file ends before.
-        Refused: nothing in a header is that long.
+        Refused: no header has this length.
     """
     if count > _MAX_FIELD_BYTES:
         raise Refused(f"damaged: a field of {count} bytes in the header; {_AGAIN}")
@@ -87,7 +87,7 @@ def parse_image(stream: BinaryIO) -> Header | None:
         stream: at its start, seekable.
 
     Raises:
-        Refused: truncated, damaged, or a kind that we do not read.
+        Refused: truncated, damaged, or an unsupported kind.
     """
     start = stream.read(12)
     stream.seek(0)
@@ -101,14 +101,14 @@ def parse_image(stream: BinaryIO) -> Header | None:
 
 
 def check_complete(data: bytes, found: Header) -> None:
-    """See that no byte at the end is missing.
+    """Check that no byte at the end is missing.
 
     Args:
         data: the whole file.
         found: its header, from :func:`parse_image`.
 
     Raises:
-        Refused: truncated; PNG also: damaged, by its own checksums.
+        Refused: truncated; for PNG also: damaged, by its own checksums.
     """
     {"png": _check_png, "jpeg": _check_jpeg, "tiff": _check_tiff, "bmp": _check_bmp, "webp": _check_webp}[found.format](
         data
@@ -116,9 +116,9 @@ def check_complete(data: bytes, found: Header) -> None:
 
 
 def with_numbers(data: bytes, found: Header) -> bytes:
-    """The same picture with each index of its palette in the place of that index's color.
+    """The same picture with a palette in which the color of each index is the index itself.
 
-    So decoders give indices, also those that the palette has no color for.
+    Decoders then return indices, also those for which the palette has no color.
 
     Args:
         data: the whole file.
@@ -166,7 +166,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _number_png(data: bytes) -> bytes:
-    """With a palette of as many grays as its bits can count."""
+    """A PNG with a palette of as many grays as its bits can count."""
     if data[24] > _SHORT_BITS:
         raise Refused(f"damaged PNG: indices of {data[24]} bits; {_AGAIN}")
     chunk = b"PLTE" + bytes(number for number in range(1 << data[24]) for _ in "RGB")
@@ -217,7 +217,7 @@ def _is_turned(exif: bytes) -> bool:
         (position,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, position)
         fields = [struct.unpack_from(f"{order}HHIH", tiff, position + 2 + 12 * index) for index in range(count)]
-    except struct.error:  # a damaged remark; the pixels are told from it
+    except struct.error:  # damaged metadata; the pixels may be fine
         return False
     return any(tag == _ORIENTATION and value > 1 for tag, _, _, value in fields)
 
@@ -254,16 +254,16 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256
 _PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT, _NODATA = 284, 339, 322, 323, 42113
 _SUBFILE, _STRIP_ROWS, _EXTRA_SAMPLES, _METADATA = 254, 278, 338, 42112
 _TEXTS = {_NODATA, _METADATA}
-"""Fields of GDAL's own, which are text."""
+"""GDAL's own text fields."""
 _MAX_METADATA = 1_000_000
 _BESIDE, _MASK = 1 | 4, 4
-"""Bits of a page that is not a picture of its own: a smaller copy of the first one, or its mask."""
+"""Bits of a page that is not a separate picture, but a smaller copy of the first one or its mask."""
 _MAX_PAGES = 64
 _ALPHAS = {1, 2}
 _DESCRIPTION = re.compile(rb'<Item name="DESCRIPTION" sample="(\d+)" role="description">(.*?)</Item>', re.DOTALL)
-"""In the XML of GDAL's metadata; bands are counted from 0 there."""
+"""A band's description in the XML of GDAL's metadata; bands are counted from 0 there."""
 _LARGEST_TILE = 4096
-"""Pixels of a tile's side that is longer than the picture's."""
+"""Pixels by which a tile's side may exceed the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
 """Offsets of strips or tiles -> their byte counts."""
 _TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
@@ -272,7 +272,7 @@ _TIFF_FIELDS = {
     _TILE_WIDTH, _TILE_HEIGHT, _NODATA, _SUBFILE, _STRIP_ROWS, _EXTRA_SAMPLES, _METADATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
-"""Of a field that is not a table of pixel data."""
+"""Largest size of a field that is not a table of pixel data."""
 _UNSIGNED, _SIGNED, _FLOATING = 1, 2, 3
 _DTYPES = {
     **{(bits, _UNSIGNED): f"uint{bits}" for bits in (_SHORT_BITS, _WORD_BITS, _FLOAT_BITS)},
@@ -287,8 +287,8 @@ _COLORS = {1: "gray", 2: "RGB", 3: "a color table", 6: "YCbCr"}
 _GREY, _COLOR_TABLE = 1, 3
 _JPEG_IN_TIFF = 7
 _COMPRESSIONS = {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
-"""None, LZW, JPEG, deflate, PackBits, deflate: what OpenCV's libtiff is built with. For some others (JPEG XL) it gives
-wrong pixels instead of none."""
+"""None, LZW, JPEG, deflate, PackBits, deflate: the compressions of OpenCV's libtiff. For some others (JPEG XL) it
+returns wrong pixels instead of an error."""
 _COMPRESSIONS_OF_GDAL = {
     **{2: "CCITT", 3: "CCITT", 4: "CCITT", 34887: "LERC", 34925: "LZMA"},
     **{50000: "ZSTD", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"},
@@ -345,7 +345,7 @@ def _parse_tiff(stream: BinaryIO) -> Header:
 def _needs_gdal(
     kind: tuple[int, int], channels: int, *, color: int, compression: int, planar: int
 ) -> tuple[str, str]:  # fmt: skip
-    """Why OpenCV cannot decode a TIFF that GDAL can, and what to do without GDAL; empty texts where it can."""
+    """Why OpenCV cannot decode a TIFF that GDAL can, and what to do without GDAL; empty texts if it can."""
     if compression in _COMPRESSIONS_OF_GDAL:
         name = _COMPRESSIONS_OF_GDAL[compression]
         return f"a TIFF compressed with {name}, which OpenCV's decoder lacks", _DEFLATED
@@ -365,7 +365,7 @@ def _other_pages(stream: BinaryIO) -> tuple[bool, bool]:
     """Whether smaller copies or masks follow the first page, and whether one is the mask of the first.
 
     Raises:
-        Refused: another picture does.
+        Refused: another picture follows.
     """
     stream.seek(0)
     order, place, _, _, position = _tiff_directory(stream)
@@ -385,13 +385,13 @@ def _other_pages(stream: BinaryIO) -> tuple[bool, bool]:
 
 
 def _descriptions(text: tuple[int, ...] | None, count: int) -> tuple[str, ...]:
-    """What GDAL's metadata call each band; GDAL escapes these texts twice."""
+    """Descriptions of the bands in GDAL's metadata, which escape these texts twice."""
     found = {int(band): name for band, name in _DESCRIPTION.findall(bytes(text or ()))}
     return tuple(html.unescape(html.unescape(found.get(band, b"").decode(errors="replace"))) for band in range(count))
 
 
 def _nodata(text: tuple[int, ...] | None) -> float | None:
-    """The number that GDAL writes as text, such as ``-9999`` or ``nan``."""
+    """A number that GDAL writes as text, such as ``-9999`` or ``nan``."""
     if text is None:
         return None
     written = bytes(text).split(b"\0")[0].decode("latin-1").strip()
@@ -405,7 +405,7 @@ def _nodata(text: tuple[int, ...] | None) -> float | None:
 
 
 def _as_array(count: int) -> str:
-    """What to do with bands that no decoder gives."""
+    """What to do with bands that no decoder supports."""
     numbers = ",".join(str(min(number, count - 1)) for number in range(3))
     return f"save its array (H, W, {count}) as .npy, and name three bands, such as --channels NAME={numbers}"
 
@@ -417,8 +417,8 @@ def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
 
 
 def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes, int]:
-    """Byte order, code of a position, where the first page's fields begin, the fields, and where the next page is; of a
-    BigTIFF too, whose positions have 64 bits."""
+    """Byte order, format of a position, start of the first page's fields, the fields, and place of the next page; also
+    for a BigTIFF with 64-bit positions."""
     start = take(stream, 8)
     order = "<" if start[:2] == b"II" else ">"
     is_big = struct.unpack(f"{order}2xH4x", start)[0] == _BIG
@@ -430,7 +430,7 @@ def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes, int]:
 
 
 def _tiff_page(stream: BinaryIO, order: str, place: str) -> tuple[str, str, int, bytes, int]:
-    """As :func:`_tiff_directory`, of the page that begins here."""
+    """As :func:`_tiff_directory`, for the page that begins here."""
     number, size = ("Q", 20) if place == "Q" else ("H", 12)  # code of the number of fields, bytes of a field
     position = stream.tell()
     (count,) = struct.unpack(f"{order}{number}", take(stream, struct.calcsize(number)))
@@ -440,7 +440,7 @@ def _tiff_page(stream: BinaryIO, order: str, place: str) -> tuple[str, str, int,
 
 
 def _number_tiff(data: bytes) -> bytes:
-    """With gray in the place of the color table."""
+    """A TIFF with gray instead of the color table."""
     order, place, position, entries, _ = _tiff_directory(io.BytesIO(data))
     numbered, inside = bytearray(data), struct.calcsize(place)
     for start in range(0, len(entries), 4 + 2 * inside):
@@ -452,11 +452,11 @@ def _number_tiff(data: bytes) -> bytes:
 
 _BIG = 43
 _LAST_POSITION = (1 << 63) - 1
-"""That a file can have."""
+"""Largest number of fields."""
 
 
 def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
+    """The fields that we need; a file may have 65,535 others that all point to the same large data."""
     inside = struct.calcsize(place)
     for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
         size = length if tag in _TEXTS and kind == _TEXT else _FIELD_SIZES.get(kind, 0) * length
@@ -476,7 +476,7 @@ def _check_tiff(data: bytes) -> None:
 
 
 def check_raster(stream: BinaryIO) -> None:
-    """As :func:`check_complete`, of a TIFF that is not in memory.
+    """As :func:`check_complete`, for a TIFF that is not in memory.
 
     Args:
         stream: the file, at its start, seekable.
@@ -499,7 +499,7 @@ _BMP_BITS = {1, 4, 8, 24, 32}
 _PLAIN, _BITFIELDS = 0, 3
 _MASKS, _ALPHA_MASK = (0xFF0000, 0xFF00, 0xFF), 0xFF000000
 _WITH_ALPHA_MASK = 56
-"""Bytes of the header from which it has a mask for alpha."""
+"""Size of the header from which it has an alpha mask."""
 
 
 def _parse_bmp(stream: BinaryIO) -> Header:
@@ -528,7 +528,7 @@ def _bmp_fields(stream: BinaryIO) -> tuple[int, ...]:
 
 
 def _number_bmp(data: bytes) -> bytes:
-    """With a palette of as many grays as its bits can count."""
+    """A BMP with a palette of as many grays as its bits can count."""
     offset, size, _, _, bits, *_ = _bmp_fields(io.BytesIO(data))
     table = b"".join(bytes((number, number, number, 0)) for number in range(1 << bits))
     start = 14 + size
@@ -574,7 +574,7 @@ def _parse_webp(stream: BinaryIO) -> Header:
 
 
 def _webp_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Kind and length of each chunk, with the stream at its content; ends where the file does."""
+    """Kind and length of each chunk, with the stream at its content; ends at the end of the file."""
     while len(start := stream.read(8)) == 8:
         position = stream.tell()
         kind, length = struct.unpack("<4sI", start)
@@ -619,7 +619,7 @@ _LFS = b"version http"
 
 
 def other_format(start: bytes) -> Refused:
-    """The refusal of a file of none of our formats, by its first 16 bytes: what it is, and what to do."""
+    """The error for a file of another format, from its first 16 bytes: what it is, and what to do."""
     if start.startswith(_LFS):
         return Refused("a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
     name = next((name for signature, name in _OTHERS.items() if signature.match(start)), None)

@@ -1,10 +1,10 @@
-"""Files from the Hugging Face Hub that are what was published: the Hub's own client compares only sizes.
+"""Verified downloads from the Hugging Face Hub, whose own client compares only sizes.
 
-The client works in a process of its own (:func:`main`). It waits for minutes where a server stalls, asks for patience,
-or hands out a byte now and then; its process is stopped when nothing comes of it, whatever the server does, and leaves
-nothing behind then. Its answer is one line of JSON: the path in the cache, or an exit code with its message.
+The client works in a child process (:func:`main`). With a stalled or very slow server it waits for minutes. The process
+is therefore stopped if no data arrive, and leaves nothing behind. Its answer is one line of JSON: the path in the
+cache, or an exit code with its message.
 
-Uploads are one commit or nothing; their faults become one line, and no token is ever shown.
+Uploads are one commit or nothing. Errors become one line, and tokens are never printed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from memorysam_cli.text import shown
 
 LOCAL = "or give a local file: --set model.base_weights=FILE"
 PIECE_BYTES = 65_536
-"""In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one is alive."""
+"""Size of the pieces of a download on the disk; with the client's own 10 MB, a slow download would seem dead for
+minutes."""
 PATIENCE_S = 45.0
-"""Without a piece of ``PIECE_BYTES``; a download that continues may take hours."""
+"""Seconds without a piece of ``PIECE_BYTES``; a download that makes progress may take hours."""
 MAX_BYTES = 4_000_000_000
-"""More than four times the largest file that we ask for."""
+"""Largest size of a file: more than four times that of the largest file that we need."""
 _POLL_S = 0.1
 _CLEAN_UP_S = 5.0
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -42,45 +43,45 @@ _KINDS = {kind.exit_code: kind for kind in (NetworkError, EnvironmentFault)}
 
 CARD = "README.md"
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
-"""Of an owner or a repository, as the Hub takes them."""
+"""Pattern of an owner or a repository."""
 _LONGEST = 96
 UPLOAD_PATIENCE_S = 120.0
-"""Seconds without a byte, in one try; the Hub's client itself would wait for ever."""
+"""Seconds without a byte, per attempt; the Hub's client itself would wait forever."""
 
 
 ADDRESS = "hf://"
-"""Before OWNER/NAME[/FILE], wherever a weights file may be named."""
+"""Prefix of OWNER/NAME[/FILE], wherever a weights file may be given."""
 OURS = "best.safetensors"
-"""The file of a repository that ``weights push`` filled, where an address names none: what training calls it."""
+"""The default file of a repository from ``weights push``: its name in training."""
 
 
 def local_path(file: str | os.PathLike[str]) -> Path:
-    """A file that may lie in a Hub repository, ``hf://OWNER/NAME[/FILE]``; fetched then, anew if the Hub has another.
+    """The local path of a file, possibly on the Hub, ``hf://OWNER/NAME[/FILE]``; downloaded if new or changed.
 
     Args:
-        file: a path, or such an address; also as a path has it, with one slash fewer.
+        file: a path, or such an address; also in the form of a path, with one slash less.
 
     Returns:
         The path itself, or that in the Hub's cache.
 
     Raises:
-        UsageError: an address that names no repository.
+        UsageError: the address has no repository.
         NetworkError: as :func:`fetch`.
-        EnvironmentFault: likewise.
+        EnvironmentFault: as :func:`fetch`.
     """
     address = parse_address(file, usual=OURS)
     return Path(file) if address is None else fetch(*address, sha256=None)
 
 
 def parse_address(file: str | os.PathLike[str], *, usual: str) -> tuple[str, str] | None:
-    """Repository and file of an address; None for what is none.
+    """Repository and file of an address; None for anything else.
 
     Args:
-        file: as of :func:`local_path`.
-        usual: the file's name where the address gives none.
+        file: as in :func:`local_path`.
+        usual: the file's name if the address has none.
 
     Raises:
-        UsageError: an address that names no repository, or no file in it.
+        UsageError: the address has no repository, or no file in it.
     """
     text = os.fspath(file)
     if not text.startswith(ADDRESS[:-1]):
@@ -97,25 +98,25 @@ def parse_address(file: str | os.PathLike[str], *, usual: str) -> tuple[str, str
 def fetch(
     repo: str, filename: str, *, sha256: str | None, show_progress: bool = True, patience_s: float = PATIENCE_S
 ) -> Path:
-    """A file of a Hub repository, from the cache where it is there, downloaded otherwise, verified always.
+    """A file of a Hub repository, from the cache or downloaded, always verified.
 
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HUB_ETAG_TIMEOUT`` and
-    ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds of silence in one try) are honored. A verified cached file costs no request.
+    ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds of silence per attempt) are honored. A verified cached file needs no request.
 
     Args:
         repo: such as ``facebook/sam2-hiera-tiny``.
         filename: the file's path in the repository.
-        sha256: of its content, in hex; whatever revision has it. None: whatever the newest revision holds, or the cache
-            where the Hub cannot be reached.
+        sha256: of its content, in hex, in any revision. None: the newest revision, or the cache if the Hub cannot be
+            reached.
         show_progress: whether the Hub's client draws its bar on stderr.
-        patience_s: seconds in which something must arrive, over all of the client's tries; at least those of the two
-            timeouts above, where they are longer.
+        patience_s: seconds within which data must arrive, over all of the client's attempts; at least the two time-outs
+            above.
 
     Returns:
         The path in the cache.
 
     Raises:
-        NetworkError: "retryable" or "not retryable", tries and seconds, what to do. A file with another hash has
+        NetworkError: "retryable" or "not retryable", attempts and seconds, what to do. A file with another hash has
             been removed from the cache.
         EnvironmentFault: the cache cannot be written.
     """
@@ -137,7 +138,7 @@ def fetch(
 
 
 def _downloaded(repo: str, filename: str, *, folder: Path, show_progress: bool, patience: float) -> Path:
-    """The path in the cache of what the client's process has downloaded there."""
+    """The path in the cache of a file downloaded by the child process."""
     what, begun = f"{repo}/{filename}", time.monotonic()
     bar = "bar" if show_progress else "quiet"
     process = children.start(__name__, repo, filename, bar, environment=os.environ, show_errors=True)
@@ -176,7 +177,7 @@ def _answer(line: bytes, what: str, *, code: int) -> Path:
 
 
 class _Arrived:
-    """How much of a file has arrived, seen from outside the client; what arrives anew after a cut does not count."""
+    """The progress of a download, seen from outside the client; data that are downloaded again do not count."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "blobs"
@@ -185,11 +186,11 @@ class _Arrived:
 
     @property
     def most(self) -> int:
-        """Bytes of the largest file under way."""
+        """Bytes of the largest unfinished file."""
         return max(self.sizes.values(), default=0)
 
     def seconds_since(self) -> float:
-        """Seconds since a file under way became larger than it ever was."""
+        """Seconds since an unfinished file became larger than ever before."""
         for path in self.folder.glob("*.incomplete"):
             try:
                 size = path.stat().st_size
@@ -202,7 +203,7 @@ class _Arrived:
 
 
 def _verified(path: Path, what: str, *, sha256: str, remedy: str) -> Path:
-    """``path`` if its hash is right; otherwise it leaves the cache."""
+    """``path`` if its hash is right; otherwise it is removed from the cache."""
     with atomic.faults(path):
         with path.open("rb") as stream:
             got = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -217,7 +218,7 @@ def _verified(path: Path, what: str, *, sha256: str, remedy: str) -> Path:
 
 
 def main(arguments: list[str]) -> None:
-    """The client's process: download; repository, file, and ``bar`` or ``quiet``."""
+    """The child process: download; the arguments are repository, file, and ``bar`` or ``quiet``."""
     repo, filename, bar = arguments
     signal.signal(signal.SIGTERM, _stop)
     children.watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -230,14 +231,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _stop(*_: object) -> None:
-    """Leave by an exception, so that the client removes what it has begun; a second word ends at once."""
+    """End by an exception, so that the client removes unfinished files; a second signal ends at once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise SystemExit(143)
 
 
 def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
-    # Through its own protocol, Xet, the client writes in jumps of up to minutes, in which nobody could tell a slow
-    # download from a dead one.
+    # With its own protocol, Xet, the client may write nothing for minutes, so that a slow download looks like a
+    # stalled one.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     import huggingface_hub
     from huggingface_hub import constants
@@ -252,7 +253,7 @@ def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
 
 @contextmanager
 def _network_faults(what: str, path: Path) -> Iterator[None]:
-    """Turn whatever the Hub's client raises into one line about ``what``, or about the cache at ``path``."""
+    """Turn all errors of the Hub's client into one line about ``what``, or about the cache at ``path``."""
     retries = _Retries()
     logger = _quiet_client()
     logger.addHandler(retries)
@@ -272,10 +273,10 @@ def _network_faults(what: str, path: Path) -> Iterator[None]:
 
 
 def _quiet_client() -> logging.Logger:
-    """The client's logger, whose own handler no longer tells the screen of each try."""
+    """The client's logger, without its handler that prints each attempt."""
     from huggingface_hub.utils.logging import get_logger
 
-    get_logger()  # makes that handler, which else comes when the client first logs
+    get_logger()  # creates that handler, which the client would create at its first message
     logger = logging.getLogger("huggingface_hub")
     for handler in logger.handlers:
         handler.setLevel(logging.ERROR)
@@ -283,7 +284,7 @@ def _quiet_client() -> logging.Logger:
 
 
 class _Retries(logging.Handler):
-    """Counts the failed requests that the client tells of; it tells of neither the very first nor the last."""
+    """Counts the failed requests that the client logs; it logs neither the first nor the last."""
 
     count = 0
 
@@ -293,7 +294,7 @@ class _Retries(logging.Handler):
 
 
 def _download_reason(error: Exception) -> str:
-    """What happened, whether to try again, and what to do."""
+    """What happened, whether to retry, and what to do."""
     from huggingface_hub import errors
 
     causes = [error, *filter(None, (error.__cause__, error.__context__))]
@@ -326,8 +327,8 @@ class Upload:
     Attributes:
         repo: such as ``user/name``.
         files: name in the repository → a file, or its content.
-        private: whether only its owner sees a repository that this makes; one that is there stays as it is.
-        replaces_card: whether a README.md that is there and differs may be replaced.
+        private: whether a new repository is visible only to its owner; an existing one does not change.
+        replaces_card: whether a different existing README.md may be replaced.
     """
 
     repo: str
@@ -337,10 +338,10 @@ class Upload:
 
 
 def refuse_name(repo: str) -> None:
-    """Refuse what is no ``owner/name``.
+    """Refuse a name that is not ``owner/name``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not.
     """
     owner, slash, name = repo.partition("/")
     is_one = slash and len(repo) <= _LONGEST and all(_NAME.fullmatch(part) for part in (owner, name))
@@ -351,12 +352,12 @@ def refuse_name(repo: str) -> None:
 
 
 def send(upload: Upload, *, show_progress: bool = True) -> str:
-    """Make the repository if need be, and commit the files.
+    """Create the repository if necessary, and commit the files.
 
     ``HF_ENDPOINT``, ``HF_TOKEN`` (or the login of ``hf auth login``) and ``HF_HUB_OFFLINE`` are honored.
 
     Args:
-        upload: what, and where to.
+        upload: the files and the repository.
         show_progress: whether the Hub's client draws its bars on stderr.
 
     Returns:
@@ -365,7 +366,7 @@ def send(upload: Upload, *, show_progress: bool = True) -> str:
     Raises:
         EnvironmentFault: offline, or there is no token.
         NetworkError: "retryable" or "not retryable", and what to do; nothing was committed.
-        UsageError: another README.md is there, and may not be replaced.
+        UsageError: there is a different README.md, which may not be replaced.
     """
     import huggingface_hub
     from huggingface_hub import CommitOperationAdd, HfApi, constants
@@ -391,12 +392,12 @@ def send(upload: Upload, *, show_progress: bool = True) -> str:
 
 
 def _card_there(api: Any, repo: str) -> str | None:
-    """The README.md of a repository; None where there is none."""
+    """The README.md of a repository; None if there is none."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         path = api.hf_hub_download(repo, CARD)
-    except LocalEntryNotFoundError:  # the server was not reached: whether there is one is not known
+    except LocalEntryNotFoundError:  # the server was not reached, so this is unknown
         raise
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None
@@ -415,7 +416,7 @@ def _refuse_other_card(upload: Upload, there: str | None) -> None:
 
 @contextmanager
 def _patient(client: Any) -> Iterator[None]:
-    """Let a server that stalls be given up."""
+    """Set time limits, so that a stalled server is given up."""
     before, client.timeout = client.timeout, UPLOAD_PATIENCE_S
     try:
         yield
@@ -425,7 +426,7 @@ def _patient(client: Any) -> Iterator[None]:
 
 @contextmanager
 def _upload_faults(repo: str, token: str) -> Iterator[None]:
-    """Turn whatever the Hub's client raises into one line."""
+    """Turn all errors of the Hub's client into one line."""
     _quiet_client()
     try:
         yield
@@ -436,7 +437,7 @@ def _upload_faults(repo: str, token: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What happened, whether to try again, and what to do."""
+    """What happened, whether to retry, and what to do."""
     causes = [error]
     while (below := causes[-1].__cause__ or causes[-1].__context__) is not None and isinstance(below, Exception):
         causes.append(below)

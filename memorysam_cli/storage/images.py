@@ -1,13 +1,13 @@
-"""Images: right or refused.
+"""Images: read correctly or refused.
 
-``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` silently loses files, so
-bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
-with what the header promised. EXIF rotation is ignored: it would part an image from its label.
+``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` silently loses files. So bytes are read and
+checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared with the header. EXIF rotation
+is ignored, because it would not apply to the label.
 
-TIFFs that OpenCV cannot decode are left to GDAL (:mod:`~memorysam_cli.storage.rasters`) where that is installed; their
-headers are read by hand all the same, and all that can be checked is checked before.
+GDAL reads TIFFs that OpenCV cannot decode, if it is installed (:mod:`~memorysam_cli.storage.rasters`). Their headers
+are still read by our own code, and everything that can be checked is checked before.
 
-NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle and without surprises.
+NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle and with all checks.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ import numpy.typing as npt
 from memorysam_cli.errors import DataError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic, headers, rasters
 from memorysam_cli.storage.headers import Header, Refused
-from memorysam_cli.text import shown, size
+from memorysam_cli.text import counted, shown, size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".npz")
-"""Of files that are looked for, in lower case; any case is taken."""
+"""Suffixes of image files, in lower case; upper case also matches."""
 MAX_PIXELS = 100_000_000
-"""Unless ``$MEMORYSAM_MAX_PIXELS`` is set."""
+"""Default limit of pixels, unless ``$MEMORYSAM_MAX_PIXELS`` is set."""
 _OPENCV_SIDE, _OPENCV_PIXELS = 1 << 20, 1 << 30
-"""What ``cv2.imdecode`` refuses to pass, with an exception for a file that is sound."""
+"""Limit of ``cv2.imdecode``, which raises an exception for larger files."""
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _MAX_CHANNELS = 64
 _PIXEL_BYTES = 12
-"""What a pixel may take, over all of an image's pixels allowed: three values of float32."""
+"""Bytes per pixel, up to the limit of pixels: three values of float32."""
 _REMARKS = 100_000_000
-"""Bytes of a picture's file beyond those of its pixels: profiles, remarks, previews."""
+"""Bytes of a picture's file besides those of its pixels: profiles, comments, previews."""
 _MAX_HEADER, _CHUNK = 10_000, 1_000_000
-"""Bytes of an array's header, as NumPy allows; and those that are read at once."""
+"""Bytes of an array's header, as in NumPy; and bytes read at once."""
 _AGAIN = "get the file again"
 
-# Its complaints about broken files would stand beside our own message.
+# Its messages about broken files would appear beside our own.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class _LibrariesHushed:
-    """While any thread is within, what libpng and libjpeg have to say of a file does not reach the terminal.
+    """While any thread is within the block, messages of libpng and libjpeg do not reach the terminal.
 
-    They write to descriptor 2 themselves: once a picture where a color profile is odd, and of a broken one beside our
-    own message. All else that was written there meanwhile, by whomever, follows at the end.
+    These libraries write directly to descriptor 2: for every picture with an unusual color profile, and for a damaged
+    one in addition to our own message. Other output to stderr is printed at the end.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class _LibrariesHushed:
 
     def _divert(self) -> None:
         self._said = self._stderr = -1
-        with contextlib.suppress(OSError, AttributeError):  # without descriptors, or another system: they may speak
+        with contextlib.suppress(OSError, AttributeError):  # without descriptors, or on another system
             self._said = os.memfd_create("said")
             self._stderr = os.dup(2)
             os.dup2(self._said, 2)
@@ -113,7 +113,7 @@ _hushed = _LibrariesHushed()
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """An array that counts as the ``.npy`` file that would hold it, under a name for messages."""
+    """An array that is treated like a ``.npy`` file, with a name for messages."""
 
     name: str
     array: npt.NDArray[Any]
@@ -122,23 +122,23 @@ class InMemory:
         return self.name
 
     def parse(self) -> Header:
-        """What the file's header would say.
+        """The header of such a file.
 
         Raises:
-            Refused: as of the file.
+            Refused: as for a file.
         """
         return _array_header(self.array.shape, False, self.array.dtype, kind="npy")
 
 
 Stored = Path | InMemory
-"""Where an image is: a file, or memory."""
+"""An image: a file, or in memory."""
 
 
 def header(path: Stored) -> Header:
-    """Read what a file says about itself, without decoding it.
+    """Read the properties of a file, without decoding it.
 
     Raises:
-        DataError: as :func:`read`, as far as the header tells.
+        DataError: as :func:`read`, as far as the header shows it.
     """
     if isinstance(path, InMemory):
         try:
@@ -160,7 +160,7 @@ def shape(path: Path) -> tuple[int, int, int, str]:
         (height, width, channels, dtype name) as :func:`read` would return it; 1 channel means (H, W).
 
     Raises:
-        DataError: as :func:`read`, as far as the header tells.
+        DataError: as :func:`read`, as far as the header shows it.
     """
     found = header(path)
     return found.height, found.width, found.channels, found.dtype
@@ -170,7 +170,7 @@ def pixel_limit() -> int:
     """The largest H·W that is decoded: ``$MEMORYSAM_MAX_PIXELS``, or 100 million.
 
     Raises:
-        UsageError: the variable is not a positive whole number.
+        UsageError: the variable is not a positive integer.
     """
     text = os.environ.get("MEMORYSAM_MAX_PIXELS", "")
     if text and not (text.isascii() and text.isdigit() and int(text)):
@@ -179,10 +179,10 @@ def pixel_limit() -> int:
 
 
 def refuse_size(path: Stored, found: Header, *, max_pixels: int) -> None:
-    """Refuse a picture that is too large to be decoded.
+    """Refuse a picture that is too large.
 
     Raises:
-        DataError: its header promises more than ``max_pixels``.
+        DataError: its header has more than ``max_pixels``.
     """
     try:
         _check_size(found, max_pixels=max_pixels)
@@ -191,7 +191,8 @@ def refuse_size(path: Stored, found: Header, *, max_pixels: int) -> None:
 
 
 def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> npt.NDArray[Any]:
-    """Read an image or array whole, or not at all, and refuse it if a value is not finite; else as :func:`load`."""
+    """Read an image or array completely, or not at all, and refuse values that are not finite; otherwise as
+    :func:`load`."""
     array = load(path, max_pixels=max_pixels, as_numbers=as_numbers)[1]
     if array.dtype.kind == "f":
         try:
@@ -202,29 +203,29 @@ def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
 
 
 def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
-    """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
+    """Read an image or array completely, or not at all, with its header; NaN and infinity are not changed.
 
     Args:
-        path: PNG (8 or 16 bit; gray, RGB, palette, with or without alpha), JPEG (gray, RGB), TIFF (integers of up to
-            32 bits, float32; gray, RGB, 8-bit color table; with GDAL any number of bands and any compression), BMP,
-            WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
-        max_pixels: H·W above this is refused from the header, before anything is decoded; None:
+        path: PNG (8 or 16 bit; gray, RGB, palette, with or without alpha), JPEG (gray, RGB), TIFF (integers of up to 32
+            bits, float32; gray, RGB, 8-bit color table; with GDAL any number of bands and any compression), BMP, WebP,
+            ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
+        max_pixels: larger pictures (H·W) are refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
         as_numbers: palettes give their indices, (H, W) uint8, instead of colors.
 
     Returns:
-        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Gray with alpha and
-        palettes come expanded to colors. Arrays as stored in dtype and shape, native byte order; (C, H, W) that
-        can be nothing else comes as (H, W, C).
+        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the stored dtype. Gray with alpha and palettes are
+        expanded to colors. Arrays keep their dtype and shape, in native byte order; (C, H, W) that cannot be anything
+        else becomes (H, W, C).
 
     Raises:
-        DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
+        DataError: missing, empty, a folder, truncated, damaged, too large, or of another format.
     """
     if isinstance(path, InMemory):
         found = header(path)
         refuse_size(path, found, max_pixels=max_pixels or pixel_limit())
         array = _channels_last(path.array)
-        return found, np.array(array, array.dtype.newbyteorder("="), order="C")  # the caller's stays as it is
+        return found, np.array(array, array.dtype.newbyteorder("="), order="C")  # the caller's array does not change
     _check_file(path)
     try:
         with path.open("rb") as stream:
@@ -243,15 +244,15 @@ def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = Fals
 
 
 def hidden(path: Stored, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-    """Which pixels of a TIFF count for nothing, by its own mask or its alpha; None where it has neither.
+    """The hidden pixels of a TIFF, by its own mask or its alpha; None if it has neither.
 
     Args:
         path: of the file.
         found: its header.
-        array: all of its pixels, as :func:`load` gives them.
+        array: all of its pixels, from :func:`load`.
 
     Returns:
-        (H, W) bool, True where nothing is to be seen.
+        (H, W) bool, True where a pixel is hidden.
 
     Raises:
         DataError: as :func:`load`.
@@ -269,7 +270,7 @@ def hidden(path: Stored, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is missing, a folder, a device, or empty."""
+    """Refuse a missing file, a folder, a device, or an empty file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -308,12 +309,12 @@ def _check_size(found: Header, *, max_pixels: int) -> None:
 
 
 def _bytes(found: Header) -> int:
-    """What the pixels take in memory."""
+    """Memory of the pixels in bytes."""
     return found.height * found.width * found.channels * np.dtype(found.dtype).itemsize
 
 
 def _whole(stream: BinaryIO, found: Header) -> bytes:
-    """All bytes of a picture's file, if they are about as many as its pixels can need."""
+    """All bytes of a picture's file, if they are not far more than its pixels can need."""
     most = 2 * _bytes(found) + _REMARKS
     length = stream.seek(0, io.SEEK_END)
     if length > most:
@@ -323,7 +324,7 @@ def _whole(stream: BinaryIO, found: Header) -> bytes:
 
 
 def _megapixels(count: int) -> str:
-    """Exact, so that a limit and what passes it are never the same words: ``3,600``, ``0.0015``."""
+    """Exact megapixels, so that a limit and a value above it never look equal: ``3,600``, ``0.0015``."""
     whole, _, rest = f"{count / 1e6:,.6f}".partition(".")
     return f"{whole}.{rest}".rstrip("0").rstrip(".")
 
@@ -375,7 +376,7 @@ def _decode(data: bytes, found: Header, as_numbers: bool) -> npt.NDArray[Any]:
 
 
 def _check_finite(array: npt.NDArray[Any]) -> None:
-    """Refuse NaN and infinity, naming the first and how many there are."""
+    """Refuse NaN and infinity; the message names the first one and their number."""
     finite = np.isfinite(array)
     if finite.all():
         return
@@ -383,13 +384,14 @@ def _check_finite(array: npt.NDArray[Any]) -> None:
     first = tuple(int(i) for i in np.unravel_index(index, array.shape))
     count = array.size - int(np.count_nonzero(finite))
     value = array.flat[index]
-    raise Refused(f"{count} values are not finite, first {value} at {first}; replace them (0 for no data)")
+    raise Refused(f"{counted(count, 'value', 'is')} not finite, first {value} at {first}; replace them (0 for no data)")
 
 
 _one_at_a_time = threading.Lock()
-"""NumPy evaluates headers with ``ast``, whose count of levels all threads share up to Python 3.11: now and then a good
-file would be called damaged (``AST constructor recursion depth mismatch``). Filters of warnings are shared as well."""
-if hasattr(os, "register_at_fork"):  # a thread that reads just now is not in the child, and would never let go
+"""NumPy evaluates headers with ``ast``, whose recursion counter all threads share up to Python 3.11. Without this lock
+a good file would sometimes be called damaged (``AST constructor recursion depth mismatch``). Warning filters are shared
+as well."""
+if hasattr(os, "register_at_fork"):  # a reading thread is not in the child, and would never release the lock
     os.register_at_fork(
         before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
     )
@@ -415,7 +417,7 @@ def _parse_array(stream: BinaryIO) -> Header | None:
 
 
 def _load_array(stream: BinaryIO, found: Header) -> npt.NDArray[Any]:
-    """The array of a file, in native byte order; no byte is read that its header does not promise.
+    """The array of a file, in native byte order; no more bytes are read than its header states.
 
     Args:
         stream: the file, at its start.
@@ -436,7 +438,7 @@ def _load_array(stream: BinaryIO, found: Header) -> npt.NDArray[Any]:
 
 
 def _load_values(stream: BinaryIO, *, length: int) -> npt.NDArray[Any]:
-    """The array of an ``.npy`` of so many bytes."""
+    """The array of an ``.npy`` with this number of bytes."""
     shape, is_fortran, dtype = _parse_npy(stream)
     start, needed = stream.tell(), math.prod(shape) * dtype.itemsize
     if length < start + needed:
@@ -458,11 +460,11 @@ def _parse_npy(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     start = stream.read(len(_NPY) + 4)  # the version, and the header's length in 2 bytes, or in 4
     start += stream.read(2) if start[len(_NPY) : len(_NPY) + 1] > b"\x01" else b""
     length = int.from_bytes(start[len(_NPY) + 2 :], "little")
-    if length > _MAX_HEADER:  # NumPy would read it before it looks
+    if length > _MAX_HEADER:  # NumPy would read it before checking
         raise Refused(f"damaged NumPy file: a header of {length:,} bytes; {_AGAIN}")
     header = io.BytesIO(start + stream.read(length))
     try:
-        with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning of no use here
+        with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning that does not help
             warnings.simplefilter("ignore")
             if np.lib.format.read_magic(header) == (1, 0):
                 return np.lib.format.read_array_header_1_0(header)
@@ -485,24 +487,24 @@ def _array_header(shape: tuple[int, ...], _is_fortran: bool, dtype: np.dtype[Any
 
 
 def is_channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether an array can only be (C, H, W): as (H, W, C) it would have more channels than any sensor."""
+    """Whether an array can only be (C, H, W), because as (H, W, C) it would have more channels than any sensor."""
     return len(shape) == len("CHW") and 0 < shape[0] <= _MAX_CHANNELS < shape[2] and shape[0] < shape[1]
 
 
 def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(C, H, W) that can be nothing else as (H, W, C), others as they are."""
+    """(C, H, W) that cannot be anything else as (H, W, C), other arrays unchanged."""
     return np.moveaxis(array, 0, -1) if is_channels_first(array.shape) else array
 
 
 def axes(shape: tuple[int, ...]) -> str:
-    """A clause for an array whose first axis looks like its channels; empty for others.
+    """A clause for messages if an array's first axis looks like its channels; else empty.
 
     Args:
         shape: as stored; three axes are read as (H, W, C).
     """
     if len(shape) != len("HWC") or not 0 < shape[0] < min(shape[1:]) or shape[0] > _MAX_CHANNELS:
         return ""
-    read = f"height {shape[0]}, width {shape[1]}, {shape[2]} channels"
+    read = f"height {shape[0]}, width {shape[1]}, {counted(shape[2], 'channel')}"
     return f"; {shape} is read as (H, W, C): {read}; if it is (C, H, W), save np.moveaxis(array, 0, -1)"
 
 
@@ -530,7 +532,7 @@ def encode_png(array: npt.NDArray[Any]) -> bytes:
         array: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA; uint8 or uint16.
 
     Raises:
-        ValueError: any other dtype or shape; nothing is ever cast, clipped or wrapped.
+        ValueError: any other dtype or shape; values are never converted or clipped.
     """
     if array.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         raise ValueError(f"PNG holds uint8 or uint16, not {array.dtype}; check the values and convert first")
@@ -546,7 +548,7 @@ def encode_png(array: npt.NDArray[Any]) -> bytes:
 
 
 def encode_jpeg(array: npt.NDArray[Any], *, quality: int) -> bytes:
-    """Encode an RGB picture as JPEG, for people's eyes: what is computed with is PNG.
+    """Encode an RGB picture as JPEG, for viewing only; PNG is used for computing.
 
     Args:
         array: (H, W, 3) uint8, RGB.
@@ -569,17 +571,17 @@ def write_png(path: Path, array: npt.NDArray[Any], *, fsync: bool = True) -> Non
     """Write a PNG, all or nothing; see :func:`encode_png` and :func:`memorysam_cli.storage.atomic.write_bytes`.
 
     Raises:
-        EnvironmentFault: it cannot be written; an existing file is as it was.
-        ValueError: dtype or shape that PNG cannot hold.
+        EnvironmentFault: it cannot be written; an existing file does not change.
+        ValueError: a dtype or shape that PNG does not support.
     """
     atomic.write_bytes(path, encode_png(array), fsync=fsync)
 
 
 def write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]], *, fsync: bool = True) -> None:
-    """Write named arrays as an ``.npz``, all or nothing; not compressed, so that its size is known before.
+    """Write named arrays as an ``.npz``, all or nothing; without compression, so that its size is known in advance.
 
     Raises:
-        EnvironmentFault: it cannot be written; an existing file is as it was.
+        EnvironmentFault: it cannot be written; an existing file does not change.
     """
     needed = sum(array.nbytes for array in arrays.values())
     with atomic.new_file(path, fsync=fsync, needed_bytes=needed) as temporary:

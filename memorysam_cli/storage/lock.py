@@ -1,9 +1,9 @@
-"""One run per folder: a lock that dies with its owner, and a record that says who that is.
+"""One run per folder: a lock that ends with its owner, and a record of the owner.
 
-On Lustre, NFS and their like ``flock`` may not exist, or be granted to everybody. There a :class:`Marker` must be had
-besides: a file that only one can create, and that its owner keeps young. Creating a file that must not exist is one
-process's right there, too; but nothing removes it when its owner is killed. So the owner touches it again and again,
-and one that has been silent for long, or is known to be dead, has lost it.
+On Lustre, NFS and similar file systems ``flock`` may not exist, or may be granted to everybody. There a :class:`Marker`
+is needed in addition: a file that only one process can create, and that its owner touches regularly. Creating a file
+that must not exist works for only one process there, too. But nothing removes the file if its owner is killed.
+Therefore an owner that has been silent for long, or is known to be dead, loses the marker.
 """
 
 from __future__ import annotations
@@ -31,44 +31,45 @@ from memorysam_cli.text import shown
 
 try:
     import fcntl
-except ImportError:  # Windows: a marker file has to do, see _acquire
+except ImportError:  # Windows has only a marker file, see _acquire
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-"""Of the file that holds a lock; where locks are the kernel's it stays."""
+"""Name of the lock's file; with kernel locks it stays in the folder."""
 MARKER_NAME = ".lock-owner"
 NAMES = frozenset({NAME, MARKER_NAME})
-"""Of all files that a lock may leave in a folder."""
+"""Names of all files that a lock may leave in a folder."""
 FAULTS = "errors.jsonl"
-"""What went wrong in a held folder: a line for each run that a fault of the user or of the machine ended."""
+"""Errors in a held folder: a line for each run that an error ended."""
 _COMMAND_LENGTH = 300
 _OWNER_TRIES, _OWNER_SECONDS = 10, 0.02
 
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
-"""How a file system without locks says so."""
+"""Error numbers of a file system without locks."""
 
 BEAT_S, SILENCE_S = 10.0, 60.0
-"""How often the owner says that it lives, and after what silence it counts as dead."""
+"""Seconds between two touches by the owner, and seconds of silence after which it counts as dead."""
 SETTLE_S = 0.5
-"""How long a new marker must stand: of two that came at once, both may have removed a dead one, and one a new one."""
+"""Seconds that a new marker must stay: of two processes that came at the same time, both may have removed a dead one,
+and one a new one."""
 _SIGNING_S, _SIGNING_TRIES = 0.2, 10
 LOST_CODE = 9
 _LOCAL = {
     "apfs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs3", "overlay", "ramfs",
     "reiserfs", "squashfs", "tmpfs", "vfat", "xfs", "zfs",
 }  # fmt: skip
-"""File systems of one machine, where the kernel's lock is the truth."""
+"""File systems of one machine, where the kernel's lock is sufficient."""
 
 _PROC = Path("/proc")
 _SELF = _PROC / "self"
 _START_TIME = 19
-"""Its place in ``/proc/PID/stat``, counted from behind the program's name, which may hold anything."""
+"""Index of the start time in ``/proc/PID/stat``, counted after the program's name, which may contain anything."""
 
 _held: set[int] = set()
 
 
 def _forget_in_child() -> None:
-    """A forked data worker that outlives its killed parent must not keep the folder locked."""
+    """Close the lock in a forked data worker, which may live longer than its killed parent."""
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -81,17 +82,17 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Own ``folder`` while the block runs; the kernel frees it at once when the process dies, however it dies.
+    """Own ``folder`` while the block runs; the kernel frees it at once when the process ends in any way.
 
-    On a file system that several machines may share, where kernels may lie about locks, a :class:`Marker` must be had
-    besides; of an owner that was killed on another machine it is free after a minute.
+    On a file system that several machines may share, where kernel locks may not work, a :class:`Marker` is needed in
+    addition. If the owner was killed on another machine, it is free after a minute.
 
     Args:
-        folder: created where missing; the lock is its file ``.lock``, which stays. A :class:`MemorySamError` that
-            leaves the block also becomes a line of its ``errors.jsonl``.
+        folder: created if missing; the lock is its file ``.lock``, which stays. A :class:`MemorySamError` that leaves
+            the block is also written to its ``errors.jsonl``.
 
     Raises:
-        FolderInUseError: another run owns it; names host, pid, start and command.
+        FolderInUseError: another run owns it; the message names host, pid, start and command.
         EnvironmentFault: the folder cannot be written.
     """
     atomic.make_folder(folder)
@@ -103,7 +104,7 @@ def hold(folder: Path) -> Iterator[None]:
         if fcntl is not None and (not is_locked or needs_marker(folder)):
             claim = _take(Marker(folder, record), folder)
     except BaseException:
-        os.close(descriptor)  # what stands in the file is the owner's
+        os.close(descriptor)  # the content of the file belongs to the owner
         raise
     _held.add(descriptor)
     place = folder.absolute()
@@ -127,7 +128,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _gone_is_told(descriptor: int, path: Path) -> Iterator[None]:
-    """Let no block end well, or with a fault that only follows from it, whose folder was removed or exchanged.
+    """Raise an error if the folder was removed or replaced during the block.
 
     Raises:
         EnvironmentFault: the lock's file is not the one that was opened.
@@ -145,7 +146,7 @@ def _gone_is_told(descriptor: int, path: Path) -> Iterator[None]:
 
 
 def _is_gone(descriptor: int, path: Path) -> bool:
-    if fcntl is None or descriptor not in _held:  # Windows keeps what is open; a forked child owns nothing
+    if fcntl is None or descriptor not in _held:  # Windows keeps open files; a forked child owns nothing
         return False
     try:
         return not os.path.samestat(os.fstat(descriptor), path.stat())
@@ -162,20 +163,20 @@ def _gone(path: Path) -> EnvironmentFault:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a folder, as its record says."""
+    """The owner of a folder, from its record."""
 
     host: str
     pid: int
     since: str
     lives: bool | None
-    """None: it is on another machine, where nobody can know."""
+    """Whether the process exists; None: it is on another machine, so this is unknown."""
 
 
 def owner(folder: Path) -> Owner | None:
-    """Who holds a folder; nothing is written and no lock is tried, so that nobody is disturbed.
+    """The owner of a folder; this writes nothing and takes no lock, so it disturbs nobody.
 
     Returns:
-        None for a folder that nobody holds, as far as its files tell.
+        None for a folder without an owner, as far as its files show.
     """
     try:
         record = documents.read_json(folder / NAME)
@@ -187,7 +188,7 @@ def owner(folder: Path) -> Owner | None:
 
 
 def note(error: MemorySamError, folder: Path) -> None:
-    """Leave a fault's line in the folder that it happened in, for whoever finds it later."""
+    """Write an error to the folder in which it occurred, for later readers."""
     line = {"code": error.exit_code, "message": str(error), "time": _now(), "command": shlex.join(sys.argv)}
     with atomic.open_log(folder / FAULTS) as log:
         log.write(json.dumps(line) + "\n")
@@ -220,7 +221,7 @@ def _release(descriptor: int, path: Path, claim: Marker | None) -> None:
 
 
 def _acquire(path: Path) -> tuple[int, bool]:
-    """A descriptor of the lock's file, and whether a kernel or the file itself vouches for it."""
+    """A descriptor of the lock's file, and whether a kernel lock or the file itself is the lock."""
     try:
         if fcntl is None:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -258,11 +259,11 @@ def _now() -> str:
 
 
 def _owner(path: Path) -> str:
-    """Who holds the lock, as one phrase; an owner that has just started gets a moment to sign."""
+    """The owner of the lock, as one phrase; an owner that has just started gets a moment to write its record."""
     for _ in range(_OWNER_TRIES):
         with contextlib.suppress(DataError):
             record = documents.read_json(path)
-            if (phrase := _phrase(record)) and not is_dead(record):  # killed, and its heir has not signed yet
+            if (phrase := _phrase(record)) and not is_dead(record):  # killed; no record of the new owner yet
                 return phrase
         time.sleep(_OWNER_SECONDS)
     return "a run that left no record"
@@ -275,7 +276,7 @@ def _phrase(record: Any) -> str | None:
 
 
 class Taken(Exception):
-    """Another run holds the marker; ``record`` is what it wrote there, empty if it has not yet."""
+    """Another run holds the marker; ``record`` is its content, empty if not written yet."""
 
     def __init__(self, record: dict[str, Any], *, silence: float) -> None:
         super().__init__(f"silent for {silence:.0f} s")
@@ -283,13 +284,13 @@ class Taken(Exception):
 
 
 def needs_marker(folder: Path) -> bool:
-    """Whether a folder may be on several machines at once, so that one kernel's lock is not enough."""
+    """Whether a folder may be on several machines at once, so that one kernel's lock is not sufficient."""
     kind = file_system(folder)
     return kind is not None and kind not in _LOCAL
 
 
 def is_dead(record: dict[str, Any]) -> bool:
-    """Whether the process that wrote a record is known to be gone; its number may live again."""
+    """Whether the process of a record has certainly ended; its number may be in use again."""
     return _is_of_this_kernel(record) and start_time(record["pid"]) != record.get("started")
 
 
@@ -302,8 +303,8 @@ class Marker:
     """The owner's side of a marker.
 
     Args:
-        folder: that is owned.
-        record: who owns it; its bytes are never twice the same.
+        folder: the owned folder.
+        record: of the owner; its bytes are always unique.
     """
 
     def __init__(self, folder: Path, record: bytes) -> None:
@@ -311,10 +312,10 @@ class Marker:
         self._over = threading.Event()
 
     def take(self) -> None:
-        """Own the folder from now on.
+        """Take the folder.
 
         Raises:
-            Taken: somebody else does.
+            Taken: another process owns it.
             OSError: the file cannot be written.
         """
         if not self._create():
@@ -358,19 +359,19 @@ class Marker:
             return False
 
     def _refuse_living(self) -> None:
-        """Refuse a marker whose owner lives, or may live; one that has gone in the meantime is no owner."""
+        """Refuse a marker whose owner lives, or may live; a marker that has just disappeared is free."""
         with contextlib.suppress(FileNotFoundError):
             for _ in range(_SIGNING_TRIES):
                 record, silence = self._look()
                 if record or silence >= _SIGNING_S:
                     break
-                time.sleep(_SIGNING_S / _SIGNING_TRIES)  # its owner has just made it, and not signed yet
+                time.sleep(_SIGNING_S / _SIGNING_TRIES)  # its owner has just created it, without a record yet
             is_silent = silence >= SILENCE_S and not _is_of_this_kernel(record)
             if not (is_dead(record) or is_silent):
                 raise Taken(record, silence=silence)
 
     def _look(self) -> tuple[dict[str, Any], float]:
-        """What a marker says, and for how many seconds its owner has been silent."""
+        """The content of a marker, and the seconds since its owner touched it."""
         with self.path.open("rb") as stream:
             touched, content = os.fstat(stream.fileno()).st_mtime, stream.read()
         record: dict[str, Any] = {}
@@ -380,7 +381,7 @@ class Marker:
         return record, self._now() - touched
 
     def _now(self) -> float:
-        """The file system's own clock: machines differ."""
+        """The file system's own clock, because the clocks of machines differ."""
         probe = self.path.with_name(f"{MARKER_NAME}.{os.getpid()}-{threading.get_ident()}")
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666))
         os.utime(probe)
@@ -389,9 +390,9 @@ class Marker:
         return touched
 
     def _beat(self) -> None:
-        """Keep the marker young; without it there is another owner, and two must not continue."""
+        """Touch the marker; if it is gone there is another owner, and two must not continue."""
         while not self._over.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a network file system may be away for a while
+            with contextlib.suppress(OSError):  # a network file system may be unreachable for a while
                 if self._is_ours():
                     os.utime(self.path)
                 elif not self._over.is_set():
@@ -406,7 +407,7 @@ def _end(path: Path) -> None:
 
 
 def this_kernel() -> str | None:
-    """What tells this kernel's processes from all others: its boot, and the processes' name space; None elsewhere."""
+    """An id of this kernel and process name space, from its boot; None on other systems."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {(_SELF / 'ns/pid').readlink()}"
@@ -415,10 +416,10 @@ def this_kernel() -> str | None:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process here began, in the kernel's ticks: with its number it is never another one's.
+    """When a process on this machine started, in the kernel's ticks; with the process's number this is unique.
 
     Returns:
-        None where there is no such process, or only what its parent has not yet been told of.
+        None if there is no such process, or only a zombie.
     """
     try:
         fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -428,7 +429,7 @@ def start_time(pid: int) -> int | None:
 
 
 def file_system(folder: Path) -> str | None:
-    """The kind of file system that a folder is on, such as ``ext4`` or ``nfs4``; None where nobody says."""
+    """The kind of file system of a folder, such as ``ext4`` or ``nfs4``; None if unknown."""
     found, longest = None, -1
     path = folder.absolute()
     with contextlib.suppress(OSError, ValueError, IndexError):

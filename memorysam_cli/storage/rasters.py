@@ -1,7 +1,7 @@
-"""Rasters: what GDAL reads and writes of TIFFs, through rasterio (the extra ``geo``).
+"""Rasters: TIFFs that GDAL reads and writes, through rasterio (the extra ``geo``).
 
-A file is vetted by hand first (:mod:`~memorysam_cli.storage.headers`). GDAL is then shown that one open file and
-nothing else: no driver but GeoTIFF's, no files beside it, no network; and what it says goes into our own message.
+A file is checked by our own code first (:mod:`~memorysam_cli.storage.headers`). GDAL then gets only this one open file:
+no driver but GeoTIFF's, no files beside it, no network. Its messages become part of our own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 INSTALL = "install what reads it: pip install 'memorysam[geo]'"
 RETILE = "cut them smaller: gdal_translate -co TILED=YES IN.tif OUT.tif"
 _CACHE_MB = 64
-"""Of decoded blocks, for all files."""
+"""Cache of decoded blocks in bytes, for all files."""
 _SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no .aux.xml, .ovr, .msk, .tfw beside the file
     "GDAL_PAM_ENABLED": "NO",
@@ -49,22 +49,22 @@ _SETTINGS = {
 }
 _DEGREES = "EPSG:4326"
 _POINTS = 33
-"""By which grids are compared, a side."""
+"""Number of points per side for comparing grids."""
 _OWN_FILES = Path("/proc/self/fd")
-"""Where a file that is open has a name that no driver of GDAL's takes for something else."""
+"""Prefix for an open file's name, which no driver of GDAL's mistakes for another source."""
 _opening = threading.Lock()
-"""Filters of warnings are shared by all threads."""
+"""Warning filters are shared by all threads."""
 
 
 @cache
 def is_installed() -> bool:
-    """Whether rasterio is there; does not load it."""
+    """Whether rasterio is installed; does not load it."""
     return importlib.util.find_spec("rasterio") is not None
 
 
 @cache
 def _errors() -> tuple[type[Exception], ...]:
-    """What GDAL's faults come as; some pass through rasterio as they are."""
+    """The exceptions of GDAL and rasterio."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
@@ -77,22 +77,23 @@ def settings() -> Iterator[None]:
     import rasterio
     from rasterio.session import DummySession
 
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is in the error as well
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # the error also has GDAL's message
     with rasterio.Env(session=DummySession(), **_SETTINGS):
         yield
 
 
 @contextmanager
 def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReader]:
-    """A TIFF for GDAL, which reads its blocks as they are requested.
+    """A TIFF opened with GDAL, which reads its blocks when they are requested.
 
     Args:
         stream: the file.
         path: of the file.
-        found: its header, which GDAL must agree with.
+        found: its header, with which GDAL must agree.
 
     Raises:
-        Refused: damaged, or of a form that this GDAL lacks; or a block cannot be read while the context is open.
+        Refused: damaged, or a form that this GDAL does not support; or a block cannot be read while the context is
+            open.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -119,7 +120,7 @@ def _at_start(stream: BinaryIO) -> BinaryIO:
 
 
 def _refuse_other(dataset: DatasetReader, found: Header) -> None:
-    """See that the file is what its header says."""
+    """Check that the file agrees with its header."""
     count = 1 if found.has_palette else found.channels
     read = f"{dataset.height} x {dataset.width} x {dataset.count} {'/'.join(sorted(set(dataset.dtypes)))}"
     promised = f"{found.height} x {found.width} x {count} {found.dtype}"
@@ -128,7 +129,7 @@ def _refuse_other(dataset: DatasetReader, found: Header) -> None:
 
 
 def read_whole(stream: BinaryIO, path: Path, found: Header, *, as_numbers: bool) -> npt.NDArray[Any]:
-    """All pixels: (H, W), or (H, W, C) with C bands, as :func:`memorysam_cli.storage.images.load` returns them.
+    """All pixels: (H, W), or (H, W, C) with C bands, as from :func:`memorysam_cli.storage.images.load`.
 
     Args:
         stream: the file.
@@ -154,7 +155,7 @@ def hidden(dataset: DatasetReader, window: Any = None) -> npt.NDArray[np.bool_]:
 
 
 def _colors(dataset: DatasetReader) -> npt.NDArray[np.uint8]:
-    """The palette: (256, 3); black for what has no color."""
+    """The palette: (256, 3); black for indices without a color."""
     table = np.zeros((256, 3), np.uint8)
     for number, (red, green, blue, _) in dataset.colormap(1).items():
         table[number] = red, green, blue
@@ -163,28 +164,28 @@ def _colors(dataset: DatasetReader) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a raster's pixels lie."""
+    """The position of a raster's pixels."""
 
     height: int
     width: int
     crs: Any
-    """A ``rasterio.crs.CRS``; None where the file does not say."""
+    """A ``rasterio.crs.CRS``; None if the file has none."""
     transform: Any
     """From column and row to coordinates, an ``affine.Affine``."""
     controls: tuple[tuple[float, ...], ...] = ()
-    """Ground control points (row, column, x, y, z), where these alone tell the place; then there is no transform."""
+    """Ground control points (row, column, x, y, z), if only these give the position; then there is no transform."""
     controls_crs: Any = None
-    """Of these points."""
+    """The CRS of these points."""
 
     @classmethod
     def of(cls, dataset: DatasetReader) -> Grid:
-        """The grid of a raster that is open."""
+        """The grid of an open raster."""
         points, crs = dataset.gcps
         controls = tuple((point.row, point.col, point.x, point.y, point.z or 0.0) for point in points)
         return cls(dataset.height, dataset.width, dataset.crs, dataset.transform, controls, crs)
 
     def is_same(self, other: Grid) -> bool:
-        """Whether pixels lie on pixels, as far as a hundredth of one."""
+        """Whether the pixels of both grids coincide, up to a hundredth of a pixel."""
         here, there = ((grid.height, grid.width, grid.crs, grid.controls, grid.controls_crs) for grid in (self, other))
         is_alike = here == there
         reach = max(self.height, self.width)
@@ -193,22 +194,22 @@ class Grid:
         return is_alike and all(abs(one - two) * times < unit / 100 for one, two, times in steps)
 
     def share_of(self, other: Grid) -> float:
-        """The share of another grid that this one covers, by points of both; both have a CRS.
+        """The share of another grid that this one covers, estimated with points; both have a CRS.
 
         Raises:
-            Refused: there is no way from one's coordinates to the other's.
+            Refused: coordinates cannot be converted between the two.
         """
         forth, back = (_within(here, there) for here, there in ((other, self), (self, other)))
-        return float(forth.mean()) or float(back.any()) / forth.size  # a small one may lie between the points
+        return float(forth.mean()) or float(back.any()) / forth.size  # a small one may be between the points
 
     def to_json(self) -> dict[str, Any]:
-        """As a report has it."""
+        """The values for a report."""
         crs = None if self.crs is None else self.crs.to_string()
         return {"height": self.height, "width": self.width, "crs": crs, "transform": list(self.transform[:6])}
 
 
 def _lattice(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """x and y of points spread evenly over a grid, half a step within its edges."""
+    """x and y of points spread evenly over a grid, half a step inside its edges."""
     rows, columns = ((np.arange(_POINTS) + 0.5) / _POINTS * side for side in (grid.height, grid.width))
     column, row = (each.ravel() for each in np.meshgrid(columns, rows))
     x, y = grid.transform * (column, row)
@@ -216,19 +217,19 @@ def _lattice(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
 
 
 def _within(points: Grid, grid: Grid) -> npt.NDArray[np.bool_]:
-    """Which points of a grid lie within another one."""
+    """Which points of a grid are inside another one."""
     x, y = _brought(points.crs, grid.crs, *_lattice(points))
-    with np.errstate(invalid="ignore"):  # what has no place there is infinite
+    with np.errstate(invalid="ignore"):  # points without a position there are infinite
         column, row = ~grid.transform * (x, y)
         inside: npt.NDArray[np.bool_] = (column >= 0) & (column < grid.width) & (row >= 0) & (row < grid.height)
     return inside
 
 
 def _brought(crs: Any, onto: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    """Coordinates in another CRS; infinite where they have none there.
+    """Coordinates in another CRS; infinite if they have none there.
 
     Raises:
-        Refused: there is no way from one to the other.
+        Refused: coordinates cannot be converted.
     """
     from rasterio.warp import transform
 
@@ -241,7 +242,7 @@ def _brought(crs: Any, onto: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> t
 
 
 def refuse_without_degrees(path: Path, grid: Grid) -> None:
-    """See that a grid has longitudes and latitudes, which GeoJSON needs where there is a CRS.
+    """Check that a grid has longitudes and latitudes, which GeoJSON needs if there is a CRS.
 
     Raises:
         DataError: it has none.
@@ -258,14 +259,14 @@ def refuse_without_degrees(path: Path, grid: Grid) -> None:
 
 
 class Windows:
-    """A raster that is read by windows, on its own grid or on another one's.
+    """A raster that is read in windows, on its own grid or on another one.
 
     Args:
-        dataset: that is open.
-        grid: where the pixels lie that are given.
-        share: of the grid that the file covers, about.
-        has_mask: the file hides pixels by a mask of its own.
-        alpha: of the bands, from 0, the one that says which pixels count; None where none does.
+        dataset: an open one.
+        grid: of the returned pixels.
+        share: approximate share of the grid that the file covers.
+        has_mask: the file hides pixels by a mask.
+        alpha: index of the alpha band, from 0; None if there is none.
     """
 
     def __init__(self, dataset: Any, grid: Grid, *, has_mask: bool, alpha: int | None, share: float = 1.0) -> None:
@@ -282,8 +283,8 @@ class Windows:
             top, left, height, width: of the part, in pixels.
 
         Returns:
-            (height, width, bands), as stored; and (height, width), True where the file says that nothing is to be seen,
-            None where all is.
+            (height, width, bands), as stored; and (height, width), True where the file hides a pixel, None if it hides
+            none.
         """
         from rasterio.windows import Window
 
@@ -304,14 +305,14 @@ def windows(
     Args:
         path: of the file.
         found: its header.
-        onto: the grid whose pixels are wanted; None: the raster's own. Onto another one it is warped as it is read.
-        nearest: the nearest pixel is taken there, no mean of several.
-        nodata: values that are no measurement, beside the file's own tag; the first that its pixels can hold counts,
-            so that no mean is made of it.
+        onto: the grid of the returned pixels; None: the raster's own. For another grid, it is warped while it is read.
+        nearest: use the nearest pixel for warping, not a mean of several.
+        nodata: values that are not measurements, besides the file's own tag. The first one that its pixels can
+            represent is used in warping, so that it is never part of a mean.
 
     Raises:
-        DataError: damaged, of a form that this GDAL lacks, without the coordinates that another grid needs, or it
-            covers nothing of it.
+        DataError: damaged, a form that this GDAL does not support, without coordinates for another grid, or without
+            overlap.
     """
     try:
         stream = path.open("rb")
@@ -339,21 +340,21 @@ def _share(own: Grid, onto: Grid) -> float:
     """The share of a grid that a raster covers.
 
     Raises:
-        Refused: none, or where one of them lies is not known.
+        Refused: there is no overlap, or a position is unknown.
     """
     if own.crs is None or onto.crs is None:
         sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
         if own.controls or onto.controls:
             raise Refused(f"has {sizes}; one has its place from ground control points alone: gdalwarp IN.tif OUT.tif")
-        raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
+        raise Refused(f"has {sizes}, and their positions are unknown: one has no CRS; set it with gdal_edit.py")
     share = own.share_of(onto)
     if not share:
-        raise Refused("lies beside the first sensor's raster and covers nothing of it; give rasters of one place")
+        raise Refused("does not overlap the first sensor's raster; give rasters of the same place")
     return share
 
 
 def storable(value: float, dtype: np.dtype[Any]) -> Any:
-    """A value as pixels of a type hold it, rounded if they are floats; None where they cannot."""
+    """A value as stored in pixels of a type, rounded for floats; None if it cannot be stored."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return dtype.type(value)
@@ -362,7 +363,7 @@ def storable(value: float, dtype: np.dtype[Any]) -> Any:
 
 
 def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float | None, has_alpha: bool) -> Any:
-    """A raster on another grid; what it does not reach is nodata, or transparent."""
+    """A raster on another grid; pixels outside it are nodata, or transparent."""
     from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT
 
@@ -375,7 +376,7 @@ def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float 
 
 @contextmanager
 def _writing(path: Path, *, needed_bytes: int) -> Iterator[None]:
-    """GDAL's faults in writing as ours."""
+    """Turn GDAL's errors in writing into ours."""
     try:
         with settings():
             yield
@@ -402,16 +403,15 @@ def create(
     tags: Mapping[str, str],
     bands: Sequence[str] = ("",),
 ) -> None:
-    """Make a raster for :func:`write_rows`: not compressed, and all of it there, so that what is written
-    later changes its pixels and nothing else.
+    """Create a raster for :func:`write_rows`, uncompressed and complete, so that later writes change only pixels.
 
     Args:
         path: of the file.
-        grid: its pixels.
+        grid: of its pixels.
         dtype: uint8, uint16 or float32.
-        nodata: the value of an ignored pixel; all have it. None: there is none, all are 0.
-        colors: the color table; only of uint8.
-        tags: what else is stored in it.
+        nodata: the value of an ignored pixel, and of all pixels at first. None: there is none, and all are 0.
+        colors: the color table; only for uint8.
+        tags: further metadata.
         bands: their descriptions.
 
     Raises:
@@ -442,12 +442,12 @@ def create(
 
 
 def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> None:
-    """Put values into a raster of :func:`create`; they are on the disk when this returns.
+    """Write values into a raster from :func:`create`; they are synced to the disk at the end.
 
     Args:
         path: of the file.
         values: (h, w), or (bands, h, w), of its type.
-        top, left: where they lie, in pixels.
+        top, left: their position, in pixels.
 
     Raises:
         EnvironmentFault: they cannot be written.
@@ -467,16 +467,16 @@ def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> 
 
 
 def write_cog(source: Path, target: Path, *, scratch: Path, needed_bytes: int) -> None:
-    """Write a raster as a COG (cloud optimized GeoTIFF), all or nothing: deflated tiles, overviews of nearest pixels.
+    """Write a raster as a COG (cloud optimized GeoTIFF), all or nothing: deflated tiles, nearest-pixel overviews.
 
     Args:
-        source: of :func:`create`.
+        source: a raster from :func:`create`.
         target: an existing file is replaced.
-        scratch: a folder on the target's disk, for what GDAL writes meanwhile.
+        scratch: a folder on the target's disk, for GDAL's temporary files.
         needed_bytes: expected, for the message of a full disk.
 
     Raises:
-        EnvironmentFault: it cannot be written; ``target`` is as it was.
+        EnvironmentFault: it cannot be written; ``target`` does not change.
     """
     import rasterio.shutil
     from rasterio.errors import NotGeoreferencedWarning
@@ -494,11 +494,11 @@ def write_cog(source: Path, target: Path, *, scratch: Path, needed_bytes: int) -
 
 VECTORS = ("geojson", "gpkg")
 Geometry = dict[str, Any]
-"""As in GeoJSON."""
+"""A polygon as in GeoJSON."""
 
 
 def polygons(path: Path, found: Header, *, nodata: int) -> Generator[tuple[int, Geometry], None, None]:
-    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbors are two areas.
+    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbors belong to two areas.
 
     Args:
         path: of the file.
@@ -506,7 +506,7 @@ def polygons(path: Path, found: Header, *, nodata: int) -> Generator[tuple[int, 
         nodata: areas of this value are left out.
 
     Yields:
-        Value, and a polygon in the raster's coordinates; pixels are not held in memory, but all polygons are.
+        Value, and a polygon in the raster's coordinates; all polygons are in memory, but not the pixels.
 
     Raises:
         DataError: the raster cannot be read.
@@ -528,7 +528,7 @@ Rows = Iterable[tuple[int, str, Geometry]]
 
 
 def write_geojson(path: Path, rows: Rows, *, crs: Any) -> None:
-    """Write polygons as GeoJSON (RFC 7946), all or nothing: in longitude and latitude where there is a CRS.
+    """Write polygons as GeoJSON (RFC 7946), all or nothing: in longitude and latitude if there is a CRS.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -547,7 +547,7 @@ def write_geojson(path: Path, rows: Rows, *, crs: Any) -> None:
 
 
 def _in_degrees(path: Path, crs: Any, geometry: Geometry) -> Geometry:
-    """A polygon in longitude and latitude; ``DataError`` where it has none."""
+    """A polygon in longitude and latitude; ``DataError`` if it has none."""
     from rasterio.warp import transform_geom
 
     try:
@@ -560,7 +560,7 @@ def _in_degrees(path: Path, crs: Any, geometry: Geometry) -> Geometry:
 
 
 _GPKG_ID, _GPKG_VERSION = 0x47504B47, 10300
-"""``GPKG``, and 1.3: how an SQLite file says that it is a GeoPackage."""
+"""``GPKG``, and version 1.3: the marks of a GeoPackage in an SQLite file."""
 _GPKG = """
 CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER PRIMARY KEY, organization TEXT NOT NULL,
     organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL, description TEXT);
@@ -576,7 +576,7 @@ INSERT INTO gpkg_spatial_ref_sys VALUES ('Undefined cartesian', -1, 'NONE', -1, 
 INSERT INTO gpkg_geometry_columns VALUES ('classes', 'geom', 'POLYGON', 0, 0, 0);
 """
 _OWN_SRS = 100000
-"""Of a coordinate system that has no number of EPSG's."""
+"""Id of a coordinate system without an EPSG number."""
 
 
 def write_gpkg(path: Path, rows: Rows, *, crs: Any) -> None:
@@ -585,7 +585,8 @@ def write_gpkg(path: Path, rows: Rows, *, crs: Any) -> None:
     Raises:
         EnvironmentFault: it cannot be written.
 
-    Source: OGC 12-128r17 (GeoPackage 1.3): an SQLite file with tables of given names; geometries are WKB behind a head.
+    Source: OGC 12-128r17 (GeoPackage 1.3): an SQLite file with tables of given names; geometries are WKB after a
+    header.
     """
     with atomic.new_file(path) as temporary:
         try:

@@ -1,10 +1,10 @@
-"""Weights files: safetensors, written whole and read with suspicion.
+"""Weights files: safetensors, written completely and read with all checks.
 
-Files are written by hand, not by ``safetensors.save_file``, whose metadata order changes from run to run (the
-same weights would have another SHA-256) and whose files have mode 0600. Reading goes through ``safetensors``, but for
-the header, which is checked first, and for tensors from a pipe, which are believed as little as a file's.
+Files are written by our own code, not by ``safetensors.save_file``: its metadata order changes from run to run, so the
+same weights would have different SHA-256 sums, and its files have mode 0600. Reading uses ``safetensors``, except for
+the header, which is checked first, and for tensors from a pipe, which are not trusted either.
 
-The header is read without torch, which only those wait for who want tensors.
+The header is read without torch; only functions that return tensors load it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from memorysam_cli.errors import WeightsError, raise_shortage
 from memorysam_cli.storage import atomic
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-"""torch's name → that of safetensors."""
+"""torch's name → safetensors' name of a type."""
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 _NAMES_SHOWN = 5
@@ -51,16 +51,16 @@ _WEB_PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a safetensors file whole.
+    """Read a safetensors file completely.
 
     Returns:
         The tensors by name, on the CPU, dtype as stored; and the metadata.
 
     Raises:
-        WeightsError: missing, truncated, not safetensors, a header above 16 MB or 20 000 tensors, a name given
-            twice, no tensors, gaps or overlaps, NaN or infinity; the message names the rule.
+        WeightsError: missing, truncated, not safetensors, a header above 16 MB or 20 000 tensors, a duplicate name, no
+            tensors, gaps or overlaps, NaN or infinity; the message names the rule.
     """
-    # Imported here: the process that opens others' files needs this module, and not the library.
+    # Imported here: the process for untrusted files needs this module, but not the library.
     import safetensors.torch
 
     metadata = read_metadata(path)
@@ -77,7 +77,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, without reading its tensors.
 
     Raises:
-        WeightsError: as :func:`read`, as far as the header shows it.
+        WeightsError: as :func:`read`, for problems in the header.
     """
     check_file(path)
     try:
@@ -91,7 +91,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _refused(path: Path, error: Exception) -> WeightsError:
     if isinstance(error, OSError):
-        try:  # safetensors says "no such file" whatever kept it from opening one
+        try:  # safetensors reports "no such file" for any error in opening
             path.open("rb").close()
         except OSError as real:
             raise_shortage(real)
@@ -101,7 +101,7 @@ def _refused(path: Path, error: Exception) -> WeightsError:
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of tensors, whatever order they come in; in hex."""
+    """SHA-256 over the names, dtypes, shapes and bytes of tensors, independent of their order; in hex."""
     found = hashlib.sha256()
     for data in pieces(tensors, {}):
         found.update(data)
@@ -115,7 +115,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 
     Args:
         path: the target; an existing file is replaced.
-        tensors: any device, layout or sharing; written contiguous, dtype as it is. At least one.
+        tensors: any device, layout or sharing; written contiguous, dtype unchanged. At least one.
         metadata: text by key.
 
     Returns:
@@ -123,8 +123,8 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 
     Raises:
         WeightsError: NaN or infinity; nothing is written.
-        EnvironmentFault: it cannot be written, or does not read back as written; ``path`` is as it was.
-        ValueError: no tensors, too many, a complex or other dtype that we do not keep.
+        EnvironmentFault: it cannot be written, or differs when read back; ``path`` does not change.
+        ValueError: no tensors, too many, a complex or other unsupported dtype.
     """
     check_finite(tensors, where=shown(path))
     data = pieces(tensors, metadata)
@@ -148,7 +148,7 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     """Length and JSON, padded to 8 bytes; and the order of the data: wide dtypes first, so that all are aligned.
 
     Raises:
-        ValueError: no tensors, too many, a complex or other dtype that we do not keep.
+        ValueError: no tensors, too many, a complex or other unsupported dtype.
     """
     if not 0 < len(tensors) <= MAX_TENSORS:
         raise ValueError(f"{len(tensors)} tensors; 1 to {MAX_TENSORS} can be written")
@@ -169,7 +169,7 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
-    """The type of a tensor's numbers by torch's name, such as ``float32``."""
+    """The name of a tensor's type in torch, such as ``float32``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -191,7 +191,7 @@ def pieces(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The entries and the metadata of a header that keeps our rules; the offsets are not looked at.
+    """The entries and the metadata of a valid header; offsets are not checked.
 
     Raises:
         Malformed: names the rule.
@@ -230,7 +230,7 @@ def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _check_length(stream: IO[bytes], entries: Mapping[str, Any]) -> None:
-    """Refuse a file that was cut behind its header; offsets of a wrong form are safetensors' to refuse."""
+    """Refuse a file that is truncated after its header; safetensors refuses other wrong offsets."""
     try:
         wanted = stream.tell() + max(entry["data_offsets"][1] for entry in entries.values())
         found = stream.seek(0, io.SEEK_END)
@@ -250,11 +250,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def receive(stream: IO[bytes], *, most: int) -> dict[str, torch.Tensor]:
-    """Read what :func:`pieces` gave from a pipe, straight into the tensors' memory.
+    """Read the output of :func:`pieces` from a pipe, directly into the tensors' memory.
 
     Args:
-        stream: whoever writes to it is not trusted.
-        most: bytes that all tensors together may have.
+        stream: its writer is not trusted.
+        most: largest number of bytes of all tensors together.
 
     Raises:
         Malformed: a rule of the header is broken, there is a gap, an overlap or an unknown dtype, shape and bytes
@@ -312,7 +312,7 @@ def sha256(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a weights file at first sight.
+    """Refuse a file that is obviously not a weights file.
 
     Raises:
         WeightsError: missing, a folder, empty, a Git-LFS pointer, a web page.
@@ -342,12 +342,14 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Refuse NaN and infinity.
 
     Raises:
-        WeightsError: how many tensors have some, and the names of the first.
+        WeightsError: the message has the number of affected tensors, and the first names.
     """
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         names = few([shown(name) for name in bad], _NAMES_SHOWN, is_counted=False)
-        raise WeightsError(f"{where}: NaN or infinity in {len(bad)} tensors ({names}); use an earlier checkpoint")
+        raise WeightsError(
+            f"{where}: NaN or infinity in {counted(len(bad), 'tensor')} ({names}); use an earlier checkpoint"
+        )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -357,6 +359,6 @@ def _is_finite(tensor: torch.Tensor) -> bool:
         return True
     if tensor.element_size() == 1:  # float8 has no isfinite
         tensor = tensor.float()
-    if math.isfinite(abs(tensor.sum().item())):  # several times faster, and sums that overflow are looked at again
+    if math.isfinite(abs(tensor.sum().item())):  # several times faster; sums that overflow are checked again
         return True
     return bool(torch.isfinite(tensor).all())

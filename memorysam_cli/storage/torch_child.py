@@ -1,11 +1,11 @@
-"""The process in which other people's torch files are opened: it gives up all it can, and sends bare tensors back.
+"""The child process for untrusted torch files: it gives up its rights, and sends plain tensors back.
 
-Its answer is one line of JSON, and behind a good one a safetensors file. torch is imported only for what has passed
-as an archive, so that most bad files cost a tenth of a second.
+Its answer is one line of JSON and, if the file is good, a safetensors file after it. torch is imported only for a file
+whose archive has passed the checks, so most bad files need a tenth of a second.
 
-Before it opens a file that may be hostile it gives up network, memory, time, files and other programs. The kernel holds
-it to all of this on Linux. On macOS there are no bounds on memory and no network namespace: there, and where the kernel
-refuses the namespace, Python's audit events stand in, which see Python's own calls only.
+Before it opens a file, it gives up network, memory, time, files and other programs. On Linux the kernel enforces all of
+this. On macOS there are no limits on memory and no network namespace. There, and if the kernel refuses the namespace,
+Python's audit events replace them; these see only Python's own calls.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 MEMORY = 512_000_000
-"""Bytes beside twice the file, which is read or mapped once, and may have to be made dense."""
+"""Bytes in addition to twice the file, which is read or mapped once, and may have to be made dense."""
 SECONDS = 3.0
-"""Of processor time, beside that for the file's bytes."""
+"""Seconds of CPU time, in addition to the time for the file's bytes."""
 BYTES_PER_SECOND = 50_000_000
 
 NAMESPACE, AUDIT = "a network namespace without network", "Python's audit events alone"
@@ -47,12 +47,12 @@ _REFUSED = (
     "os.utime", "os.putenv", "os.unsetenv", "shutil.", "ctypes.", "pty.", "signal.pthread_kill", "webbrowser.",
     "ftplib.", "smtplib.", "urllib.", "http.", "sqlite3.", "pickle.find_class", "cpython.run",
 )  # fmt: skip
-"""Audit events that reading tensors never raises; ``pickle.find_class`` is that of the unpickler that obeys."""
+"""Audit events that reading tensors never raises; ``pickle.find_class`` is that of the unsafe unpickler."""
 
 
 def main(arguments: list[str]) -> None:
-    """Read the file that the one argument names."""
-    network = leave_network()  # first of all: the kernel asks for a single thread
+    """Read the file in the only argument."""
+    network = leave_network()  # first, because the kernel requires a single thread
     children.watch_parent(lambda: os._exit(1))
     path = Path(arguments[0])
     with children.claim_stdout() as answers:
@@ -62,15 +62,15 @@ def main(arguments: list[str]) -> None:
             _say(answers, {"refused": str(error)})
         except MemoryError:
             _say(answers, {"refused": "asks for more memory than a file of its size may; refused as a possible bomb"})
-        except Exception as error:  # of this process's own making: torch cannot be imported, say
+        except Exception as error:  # an error of this process itself, such as a failed import of torch
             _say(answers, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         else:
             _send(answers, tensors, network=network)
-    os._exit(0)  # whatever the file may have left behind is not run at exit
+    os._exit(0)  # nothing that the file may have registered runs at exit
 
 
 def read(path: Path) -> Mapping[str, torch.Tensor]:
-    """The tensors of a file; this process can do little else from here on.
+    """The tensors of a file; afterwards this process can do almost nothing else.
 
     Raises:
         Refused: names the reason.
@@ -107,11 +107,10 @@ def _say(answers: IO[bytes], answer: Mapping[str, str]) -> None:
 
 
 def leave_network() -> str:
-    """Leave the network, where the kernel lets us; to be called while the process has one thread.
+    """Leave the network, if the kernel allows it; call it while the process has one thread.
 
     Returns:
-        :data:`NAMESPACE` or :data:`AUDIT`: what keeps the process off the network once :func:`watch_calls` is
-        called too.
+        :data:`NAMESPACE` or :data:`AUDIT`: what keeps the process from the network after a call of :func:`watch_calls`.
     """
     if not sys.platform.startswith("linux"):
         return AUDIT
@@ -120,7 +119,7 @@ def leave_network() -> str:
         unshare = ctypes.CDLL(None, use_errno=True).unshare
         if unshare(_NEWNET) == 0:
             return NAMESPACE
-        # Allowed to anybody, unless the kernel is told otherwise; root would lose its right to others' files by it.
+        # Allowed for every user, unless the kernel forbids it; root would lose its rights on others' files.
         if user != 0 and unshare(_NEWUSER | _NEWNET) == 0:
             children.tell_kernel("uid_map", f"{user} {user} 1")
             children.tell_kernel("setgroups", "deny")
@@ -131,7 +130,7 @@ def leave_network() -> str:
 
 @contextmanager
 def bounded(*, memory: int, seconds: float) -> Iterator[None]:
-    """Bound the memory and processor time that a block may take beyond what is taken already, where that can be."""
+    """Limit the additional memory and CPU time of a block, where possible."""
     if resource is None:
         yield
         return
@@ -145,11 +144,11 @@ def bounded(*, memory: int, seconds: float) -> Iterator[None]:
 
 
 def confine(*, memory: int, seconds: float) -> None:
-    """Bound memory and time for good, and write no byte to any file and start no program, where the kernel obeys."""
+    """Limit memory and time permanently, forbid writing to files and starting programs, if the kernel supports it."""
     if resource is None:
         return
     _bound(memory=memory, seconds=seconds, for_good=True)
-    for kind in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC"):  # the last binds all users but root
+    for kind in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC"):  # the last one limits all users but root
         with suppress(OSError, ValueError, AttributeError):
             resource.setrlimit(getattr(resource, kind), (0, 0))
 
@@ -163,13 +162,13 @@ def _bound(*, memory: int, seconds: float, for_good: bool) -> None:
         soft, hard = resource.getrlimit(kind)
         least = min([value, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
         with suppress(OSError, ValueError):
-            # The kernel tells of too much time at the first bound, and kills at the second.
+            # The kernel sends a signal at the first limit of time, and kills at the second.
             last = least + _LAST_SECONDS if kind == resource.RLIMIT_CPU else least
             resource.setrlimit(kind, (least, last if for_good and (last < hard or hard < 0) else hard))
 
 
 def _address_space() -> int | None:
-    """Bytes of this process's address space, where Linux tells."""
+    """Bytes of this process's address space, on Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
@@ -178,10 +177,10 @@ def _address_space() -> int | None:
 
 
 def watch_calls() -> list[str]:
-    """Refuse, from now on and for good, every Python call that reading tensors never needs.
+    """Permanently refuse every Python call that reading tensors never needs.
 
     Returns:
-        A list that names what was tried, in case somebody swallows the exception.
+        A list of attempts, in case the exception was caught.
     """
     tried: list[str] = []
 

@@ -1,8 +1,8 @@
-"""Other people's torch files, looked at without torch: the archive's order, and what its pickle speaks of.
+"""Untrusted torch files, checked without torch: the structure of the archive, and the names in its pickle.
 
-torch neither compares an archive's checksums nor minds bombs, and reads it by a library of its own: what two libraries
-could read differently is refused before torch sees it. A pickle is read here without obeying it: the words for a
-refusal, never the reason for trust.
+torch neither compares an archive's checksums nor limits its expansion, and reads it with its own library. So archives
+that two libraries could read differently are refused before torch sees them. A pickle is read here without running it,
+only to explain a refusal; a file is never trusted because of it.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Attempt(Exception):
 
 
 def most_bytes(size: int) -> int:
-    """How many bytes the tensors of a file may have; some share their memory in the file, and none in the answer."""
+    """Largest number of bytes of a file's tensors; some share memory in the file, but none in the answer."""
     return 2 * size + 1_000_000
 
 
 def check_archive(path: Path) -> bool:
-    """Refuse archives that torch would believe.
+    """Refuse archives with tricks that torch would accept.
 
     Returns:
-        False for the older formats, which are no archives.
+        False for the older formats, which are not archives.
 
     Raises:
-        Refused: damaged, compressed, TorchScript, or put together in a way that torch never does.
+        Refused: damaged, compressed, TorchScript, or with a structure that torch never writes.
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:
@@ -72,7 +72,7 @@ def check_archive(path: Path) -> bool:
         reason = " ".join(str(error).split())[:120]
         raise Refused(f"truncated or damaged ({shown(reason)}); {AGAIN}") from error
     if broken is not None:
-        raise Refused(f"damaged: the checksum of its record {shown(broken)[:120]} does not hold; {AGAIN}")
+        raise Refused(f"damaged: the checksum of its record {shown(broken)[:120]} is wrong; {AGAIN}")
     return True
 
 
@@ -97,7 +97,8 @@ def _check_records(archive: zipfile.ZipFile, *, size: int) -> None:
 
 
 def _check_places(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
-    """From the first byte to the last the file is this archive, and no two records share a byte."""
+    """Check that this archive is the whole file, from the first byte to the last, and that no two records share a
+    byte."""
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset < end or (end == 0 and entry.header_offset):
@@ -109,21 +110,21 @@ def _check_places(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> N
 
 @dataclass(frozen=True)
 class Mention:
-    """A thing of a module that a pickle names, such as ``posix.system``, and the last key read before it."""
+    """A global name in a pickle, such as ``posix.system``, and the last key before it."""
 
     name: str
     key: str | None
 
 
 def culprit(path: Path, *, name: str | None = None) -> Mention | None:
-    """The first thing in a torch file that does not belong to tensors.
+    """The first global name in a torch file that does not belong to tensors.
 
     Args:
         path: a zip of ``torch.save`` or one of the older formats.
-        name: the thing to look for, dotted; None: whatever comes first.
+        name: the name to find, dotted; None: the first one.
 
     Returns:
-        None where nothing is found; the file may be of any kind.
+        None if nothing is found; the file may be of any kind.
     """
     try:
         with warnings.catch_warnings():
@@ -152,7 +153,7 @@ def _search(stream: IO[bytes], name: str | None) -> Mention | None:
 
 
 def _mentions(stream: IO[bytes]) -> Iterator[tuple[str, str, str | None]]:
-    """Module, name and last key of everything that is named; ends quietly where the pickle is broken."""
+    """Module, name and last key of every global name; ends silently if the pickle is broken."""
     left = _MOST_OPERATIONS
     for _ in range(_MOST_PICKLES):
         words: list[str] = []

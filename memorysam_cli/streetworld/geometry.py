@@ -1,4 +1,4 @@
-"""Bodies (boxes, ellipsoids and upright cylinders, each turned about the vertical only) and the camera that sees them.
+"""Bodies (boxes, ellipsoids and upright cylinders, rotated only about the vertical) and the camera that sees them.
 
 Axes: x to the right, y along the street, z up; meters. A yaw of 0 looks along y, positive turns right.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from memorysam_cli.streetworld.surfaces import Color, Label, Material, Texture, noise
 
 NEAREST = 0.3
-"""Meters; whatever is closer than this to the camera is not drawn."""
+"""Meters; bodies closer to the camera are not drawn."""
 CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)), np.float32)
 EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1])
 
@@ -51,7 +51,7 @@ class Spot:
 
 @dataclass(frozen=True, slots=True)
 class Solid:
-    """One body: foot center, full extents (right, ahead, up) in meters, and what it is made of."""
+    """A body: foot center, full extents (right, ahead, up) in meters, and material."""
 
     foot: Spot
     extent: tuple[float, float, float]
@@ -63,7 +63,7 @@ class Solid:
     speed: float = 0.0
     """Meters per second along its own heading."""
     taper: float = 0.0
-    """Of boxes: how much of its length the top lacks, 0..1; a windscreen, a pitched roof."""
+    """For boxes: the share of its length that the top lacks, 0..1; a windscreen, a pitched roof."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Solids:
         return x, y, corner[..., 2] + self.center[:, 2, None]
 
     def at(self, seconds: float) -> Solids:
-        """The same bodies after their moving ones went on for ``seconds``."""
+        """The same bodies after moving ones have moved for ``seconds``."""
         return replace(self, center=self.center + np.float32(seconds) * self.velocity)
 
 
@@ -122,7 +122,7 @@ def pack(solids: Sequence[Solid]) -> Solids:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the camera is, where it looks, and its frame.
+    """Position, direction and frame of the camera.
 
     Args:
         spot: position of the lens in meters; yaw in radians.

@@ -1,4 +1,4 @@
-"""Light: the five weathers, the shadows that bodies throw, and what reaches the lens from a surface."""
+"""Light: the five weathers, the shadows of bodies, and the light from a surface that reaches the lens."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Weather:
     """How much the clouds brighten or darken an overcast sky; a sunny one has white clouds instead."""
     fog_per_meter: float
     noise: float
-    """Standard deviation of the camera's noise in shares of full scale."""
+    """Standard deviation of the camera's noise as a share of full scale."""
     is_wet: bool = False
     is_night: bool = False
     is_sunny: bool = False
-    """Whether bodies throw shadows."""
+    """Whether bodies have shadows."""
 
 
 WEATHER: dict[str, Weather] = {
@@ -91,7 +91,7 @@ WEATHER: dict[str, Weather] = {
 
 @dataclass(frozen=True)
 class ShadowMap:
-    """Where on the ground the sun and the sky are hidden: looked up by place."""
+    """Where on the ground the sun and the sky are hidden, by place."""
 
     dark: np.ndarray
     """(rows, columns) float32 shares 0..1."""
@@ -108,7 +108,7 @@ class ShadowMap:
 
 
 def shadows(solids: Solids, sun: np.ndarray, *, soft_cells: int) -> ShadowMap:
-    """Throw every body's shadow on the ground.
+    """Compute every body's shadow on the ground.
 
     Args:
         solids: N bodies.
@@ -136,7 +136,7 @@ LUMINANCE = rgb(0.2126, 0.7152, 0.0722)
 
 @dataclass(frozen=True)
 class Lighting:
-    """How a world is lit at one moment.
+    """The lighting of a world at one moment.
 
     Args:
         world: the street.
@@ -152,7 +152,7 @@ class Lighting:
 
 
 def lighting(world: World, solids: Solids, weather: Weather) -> Lighting:
-    """Work out the shadows of a moment."""
+    """Compute the shadows of a moment."""
     contact = shadows(solids, np.array([0, 0, 1], np.float32), soft_cells=7)
     return Lighting(world, weather, contact, shadows(solids, world.sun, soft_cells=3) if weather.is_sunny else None)
 

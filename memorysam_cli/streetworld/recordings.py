@@ -33,7 +33,7 @@ EVENT_STEP = 0.2
 REFRACTION = 1.5
 """Index of refraction of whatever mirrors light."""
 FAILURES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
-"""As DELIVER names them: each acts on one sensor's picture and leaves the others alone."""
+"""DELIVER's names of sensor failures; each changes one sensor's picture and no other."""
 
 
 def picture(light: np.ndarray, surface: Surface, weather: Weather, *, case: str | None, rng: Rng) -> np.ndarray:
@@ -41,9 +41,9 @@ def picture(light: np.ndarray, surface: Surface, weather: Weather, *, case: str 
 
     Args:
         light: (H, W, 3) linear light.
-        surface: what is seen.
+        surface: the visible surface.
         weather: the condition; rain leaves streaks, night leaves noise.
-        case: a failure's name; ``motionblur``, ``overexposure`` and ``underexposure`` act here.
+        case: a failure's name; ``motionblur``, ``overexposure`` and ``underexposure`` have an effect here.
         rng: the camera's own generator.
 
     Returns:
@@ -65,7 +65,7 @@ def picture(light: np.ndarray, surface: Surface, weather: Weather, *, case: str 
 
 
 def smooth_edges(light: np.ndarray, tag: np.ndarray) -> np.ndarray:
-    """Soften the stairs where two things meet: a 3x3 blend there, nothing elsewhere."""
+    """Blend 3x3 pixels at the edges between two things, and nowhere else."""
     edge = np.zeros(tag.shape, bool)
     across, down = tag[:, 1:] != tag[:, :-1], tag[1:] != tag[:-1]
     edge[:, 1:] |= across
@@ -108,7 +108,7 @@ def hha(surface: Surface) -> np.ndarray:
 
 
 def _byte(share: np.ndarray) -> np.ndarray:
-    """0..1 -> 0..255, rounded; what is outside is held at the end."""
+    """0..1 -> 0..255, rounded and clamped."""
     return (share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -122,7 +122,7 @@ class Points:
 
 
 def scan(surface: Surface, weather: Weather, *, rng: Rng) -> Points:
-    """A scanner of 28 lines beside the camera: where its beams land in the picture, and how far."""
+    """A scanner of 28 lines beside the camera: where its beams are in the picture, and their ranges."""
     camera = surface.camera
     azimuth = np.radians(np.arange(-60, 60, 0.6)).astype(np.float32)[None, :]
     elevation = np.radians(np.linspace(-25, 8, LIDAR_LINES, dtype=np.float32))[:, None]
@@ -142,7 +142,7 @@ def scan(surface: Surface, weather: Weather, *, rng: Rng) -> Points:
 
 
 def lidar(points: Points, surface: Surface, *, case: str | None, rng: Rng) -> np.ndarray:
-    """The folder ``lidar``: (H, W, 3) uint8; ``lidarjitter`` acts here."""
+    """The folder ``lidar``: (H, W, 3) uint8; ``lidarjitter`` has an effect here."""
     height, width = surface.depth.shape
     row, column, range_m = points.row, points.column, points.range_m
     if case == "lidarjitter":
@@ -161,13 +161,13 @@ def lidar(points: Points, surface: Surface, *, case: str | None, rng: Rng) -> np
 
 
 def event(before: np.ndarray, after: np.ndarray, weather: Weather, *, case: str | None, rng: Rng) -> np.ndarray:
-    """The folder ``event``: what changed between two moments.
+    """The folder ``event``: changes between two moments.
 
     Args:
         before: (H, W, 3) linear light.
         after: the same a moment later.
         weather: noise grows in the dark, drops make events in the rain.
-        case: ``eventlowres`` acts here.
+        case: ``eventlowres`` has an effect here.
         rng: the sensor's own generator.
 
     Returns:
@@ -266,7 +266,7 @@ def polarization(surface: Surface, weather: Weather, *, rng: Rng) -> Polarizatio
     # The sky polarizes light too: most a quarter turn away from the sun; here by height alone.
     strength = np.where(surface.is_sky, 0.08 + 0.25 * np.abs(sight[2]), strength)
     cosine, sine = -np.cos(2 * azimuth) * strength, -np.sin(2 * azimuth) * strength
-    # What is noisy in the camera is the Stokes vector: where little is polarized, the angle is random.
+    # The noise is in the Stokes vector: if little is polarized, the angle is random.
     grain = np.float32(0.012 + weather.noise)
     cosine += rng.standard_normal(cosine.shape, np.float32) * grain
     sine += rng.standard_normal(sine.shape, np.float32) * grain

@@ -1,7 +1,7 @@
-"""From an empty folder to a data set: which scenes it has, each scene's pictures, and their files.
+"""From an empty folder to a data set: the list of scenes, each scene's pictures, and their files.
 
-The layouts' folders and names are written here once more than in ``data/datasets``: the renderer needs nothing of
-``data``, and the tests read what it wrote with the readers of the real data sets.
+The layouts' folders and names are written here again, independently of ``data/datasets``, because the renderer does not
+use ``data``. The tests read its output with the readers of the real data sets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FAILURE_SHARE = 0.35
 
 @dataclass(frozen=True, slots=True)
 class PlannedScene:
-    """One frame to be drawn."""
+    """A frame to draw."""
 
     split: str
     sequence: int
@@ -51,11 +51,11 @@ class PlannedScene:
 
 
 def generator(seed: int, scene: PlannedScene, purpose: str) -> Rng:
-    """One scene's randomness for one purpose: it depends on nothing else, so the order of work does not matter.
+    """The random numbers of a scene for one purpose; they depend on nothing else, so the order of work does not matter.
 
     Args:
         seed: of the data set.
-        scene: whose.
+        scene: the scene.
         purpose: one of :data:`PURPOSES`; ``world`` is the same for all frames of a sequence.
     """
     frame = 0 if purpose == "world" else scene.frame
@@ -73,11 +73,11 @@ def plan(scenes: int) -> list[PlannedScene]:
     """All scenes of a data set, sequence by sequence.
 
     Args:
-        scenes: how many over all splits, at least 1.
+        scenes: number of scenes over all splits, at least 1.
 
     Returns:
-        ``scenes`` entries. Conditions take turns from sequence to sequence, about every third sequence has a
-        failure, and sequences are short where there are few scenes, so that each split meets all it can.
+        ``scenes`` entries. Conditions alternate from sequence to sequence, and about every third sequence has a
+        failure. Sequences are short if there are few scenes, so that each split has as many of them as possible.
     """
     points: Counter[int] = Counter()
     conditions = tuple(WEATHER)
@@ -103,7 +103,7 @@ def plan(scenes: int) -> list[PlannedScene]:
 
 
 def _case(sequence: int) -> str | None:
-    """The failure of a sequence: none for about two thirds; over time, each one meets each condition."""
+    """The failure of a sequence: none for about two thirds; in the long run each occurs with each condition."""
     before, after = int(sequence * FAILURE_SHARE), int((sequence + 1) * FAILURE_SHARE)
     return FAILURES[(before + before // len(FAILURES)) % len(FAILURES)] if after > before else None
 
@@ -122,7 +122,7 @@ class View:
 
 @lru_cache(maxsize=1)
 def _last_world(first: PlannedScene, seed: int) -> World:
-    """The world of a sequence, kept while its frames are drawn."""
+    """The world of a sequence, cached while its frames are drawn."""
     return build_world(generator(seed, first, "world"))
 
 
@@ -146,16 +146,16 @@ def look(lights: Lighting, *, frame: int, height: int, width: int, seconds: floa
 
 
 def deliver_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, np.ndarray]:
-    """All pictures of a scene in DELIVER's manner.
+    """All pictures of a scene in DELIVER's format.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         size: height and width in pixels.
         seed: of the data set.
 
     Returns:
-        Folder -> uint8 array: ``img``, ``hha``, ``depth``, ``event``, ``lidar`` (H, W, 3), ``semantic`` (H, W, 4).
-        The event picture is smaller in the case ``eventlowres``.
+        Folder -> uint8 array: ``img``, ``hha``, ``depth``, ``event``, ``lidar`` (H, W, 3), ``semantic`` (H, W, 4). The
+        event picture is smaller in the case ``eventlowres``.
     """
     lights = lighting_of(scene, seed=seed)
     weather = lights.weather
@@ -174,17 +174,17 @@ def deliver_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, 
 
 
 def mcubes_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, np.ndarray]:
-    """All pictures of a scene in MCubeS' manner; sensor failures do not happen there.
+    """All pictures of a scene in MCubeS' format, which has no sensor failures.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         size: height in pixels; the width is 1224/1024 of it.
         seed: of the data set.
 
     Returns:
-        Folder -> array: ``polL_color`` (H, W, 3) and ``NIR_warped`` (H, W) uint16; ``polL_aolp_sin``,
-        ``polL_aolp_cos`` and ``polL_dolp`` (H, W) float32; ``NIR_warped_mask``, ``GT`` (material, 255 unlabeled),
-        ``SS`` (DELIVER's class, 255 unlabeled) and ``SSGT4MS`` (the same as ``SS``), (H, W) uint8.
+        Folder -> array: ``polL_color`` (H, W, 3) and ``NIR_warped`` (H, W) uint16; ``polL_aolp_sin``, ``polL_aolp_cos``
+        and ``polL_dolp`` (H, W) float32; ``NIR_warped_mask``, ``GT`` (material, 255 unlabeled), ``SS`` (DELIVER's
+        class, 255 unlabeled) and ``SSGT4MS`` (the same as ``SS``), (H, W) uint8.
     """
     width = round(size * 1224 / 1024)
     lights = lighting_of(scene, seed=seed)
@@ -210,7 +210,7 @@ def mcubes_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, n
 
 
 FRAME_STEP = 50
-"""Frames are numbered 000050, 000100 …, in every sequence anew."""
+"""Frames are numbered 000050, 000100 …, starting again in every sequence."""
 DELIVER_NAMES = {
     "img": "rgb",
     "hha": "depth",
@@ -219,14 +219,14 @@ DELIVER_NAMES = {
     "depth": "depth",
     "semantic": "semantic",
 }
-"""DELIVER's folders, and what the names of their files say."""
+"""DELIVER's folders, and the corresponding parts of file names."""
 MCUBES_FOLDER = "multimodal_dataset"
 MCUBES_ARRAYS = ("polL_aolp_sin", "polL_aolp_cos", "polL_dolp")
 """Folders of ``.npy`` files; the others hold PNG."""
 
 
 def deliver_place(scene: PlannedScene) -> tuple[tuple[str, str, str], str]:
-    """Where a scene's files lie: (condition, split, sequence) and the frame's name."""
+    """The place of a scene's files: (condition, split, sequence) and the frame's name."""
     case = f"_{scene.case}" if scene.case else ""
     sequence = f"MAP_{scene.map}_point{scene.point}{case}"
     return (scene.condition, scene.split, sequence), f"{(scene.frame + 1) * FRAME_STEP:06d}"
@@ -246,7 +246,7 @@ def write_deliver(root: Path, scene: PlannedScene, *, size: int, seed: int) -> N
 
 
 def mcubes_name(scene: PlannedScene) -> str:
-    """The scene's name in the manner of ``outscene1208_2_0000000150``."""
+    """The scene's name in the form of ``outscene1208_2_0000000150``."""
     return f"outscene{scene.map:02d}{scene.point:02d}_1_{(scene.frame + 1) * FRAME_STEP:010d}"
 
 
@@ -293,11 +293,11 @@ def render(
     The same ``layout``, ``scenes``, ``size`` and ``seed`` give the same files, bit by bit, on one machine.
 
     Args:
-        root: the data set's folder; files that are there already are replaced.
+        root: the data set's folder; existing files are replaced.
         layout: whose folders, file names and encodings to use.
-        scenes: how many scenes over all splits (about 60 % train, 25 % val, 15 % test).
+        scenes: number of scenes over all splits (about 60 % train, 25 % val, 15 % test).
         size: height of the pictures in pixels; DELIVER's are square, MCubeS' 1224/1024 times as wide.
-        seed: another seed, other worlds; not negative.
+        seed: of the worlds; not negative.
         advance: called after each scene.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A street: its ground, and what stands, drives and walks where.
+"""A street: its ground, and the things on it.
 
 The ground is strips along a bending street, a crossing, lane markings, and low steps between the strips.
 """
@@ -145,7 +145,7 @@ class Ground:
         return np.asarray(marked)
 
     def intersect(self, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-        """What of the ground the camera sees.
+        """The part of the ground that the camera sees.
 
         Returns:
             (H, W) float32 depth in meters, ``inf`` above the horizon, and (H, W) uint8 zone index.
@@ -163,8 +163,8 @@ class Ground:
         def below(reached: np.ndarray) -> np.ndarray:
             return self.zone_at(place[0] + reached * rays[0], place[1] + reached * rays[1])
 
-        # What a ray finds at the greatest height tells at which height to look; what it finds there is the answer,
-        # but for the faces of steps, a few pixels high, which take the middle of both heights.
+        # The zone at the greatest height gives the height for the second lookup, whose zone is the result,
+        # except at the faces of steps, a few pixels high, which use the middle of both heights.
         heights = np.array([kind.height for kind in self.zones], np.float32)
         sought = heights[below(reach(heights.max()))]
         found = below(reach(sought))
@@ -199,7 +199,7 @@ def draw_ground(rng: Rng) -> Ground:
 
 
 def _zones(rng: Rng) -> tuple[Zone, ...]:
-    """Draw the looks of the ground, in the order of :class:`GroundKind`; the colors overlap on purpose."""
+    """Draw the colors of the ground, in the order of :class:`GroundKind`; they overlap on purpose."""
     slabs = Pattern.SLABS if rng.random() < 0.6 else Pattern.ROUGH
     bare = (Material.SAND, Pattern.ROUGH) if rng.random() < 0.5 else (Material.COBBLESTONE, Pattern.COBBLES)
     return (
@@ -247,7 +247,7 @@ VEHICLES = (things.car, things.truck, things.bus, things.two_wheeler)
 
 
 class Street:
-    """Collects the solids and the lamps of one street while it is furnished, side by side."""
+    """Collects the solids and the lamps of a street while it is furnished, side by side."""
 
     def __init__(self, rng: Rng, ground: Ground) -> None:
         self.rng = rng

@@ -1,8 +1,8 @@
-"""What things are made of and look like: labels, materials, colors, and the patterns painted on bodies.
+"""Labels, materials, colors, and the patterns painted on bodies.
 
-Labels are DELIVER's, materials MCubeS'. Colors say little: classes share them on purpose, so that color alone does not
-tell what a thing is. Patterns depend on the place alone, so that they stick to their surface: windows, bricks, leaves,
-wheels … are painted only where a picture shows them.
+Labels are DELIVER's, materials MCubeS'. Classes share colors on purpose, so that color alone does not identify a thing.
+Patterns depend only on the place on a body, so that they stick to its surface: windows, bricks, leaves, wheels … are
+painted only where a picture shows them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ NIR_REFLECTANCE = _table(
     },
     default=0.36,
 )
-"""Share of near-infrared light that a material sends back; leaves shine, water swallows."""
+"""Share of near-infrared light that a material reflects; leaves are bright, water is dark."""
 
 SHINE = _table(
     {
@@ -115,7 +115,7 @@ SHINE = _table(
     },
     default=0.1,
 )
-"""How mirror-like a material is, 0..1: what polarizes light."""
+"""How mirror-like a material is, 0..1; this polarizes light."""
 
 
 HUES: tuple[Color, ...] = (
@@ -131,7 +131,7 @@ HUES: tuple[Color, ...] = (
 
 
 def pick_gray(rng: Rng, low: float = 0.08, high: float = 0.5) -> Color:
-    """A color that says little: asphalt, concrete, plaster, metal and dirt all draw from here."""
+    """A gray that many classes share: asphalt, concrete, plaster, metal and dirt."""
     level = float(rng.uniform(low, high))
     warm = float(rng.normal(0.0, 0.035))
     return (level * (1 + warm), level, level * (1 - warm))
@@ -182,7 +182,7 @@ def noise(u: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
     """Noise at a place.
 
     Args:
-        u: places in meters, float32, any shape.
+        u: place in meters, float32, any shape.
         v: as ``u``.
         scale: cells of the tile per meter; the coarsest bumps are 32 cells wide, the finest 2.
 
@@ -203,9 +203,9 @@ def chance(u: np.ndarray, v: np.ndarray | int, salt: np.ndarray | int) -> np.nda
     """A repeatable number per cell.
 
     Args:
-        u: integer-valued cells, any shape.
+        u: cells with integer values, any shape.
         v: as ``u``, or one for all.
-        salt: what makes this pattern differ from others.
+        salt: a number for this pattern.
 
     Returns:
         float32 in 0..1, shape of the arguments together.
@@ -251,7 +251,7 @@ class Texture(IntEnum):
 
 @dataclass
 class Patch:
-    """The pixels that show solids, as flat arrays of n: place on the body, and what is to be painted."""
+    """The pixels that show solids, as flat arrays of n: place on the body, and texture."""
 
     u: np.ndarray
     """Meters along the face, from its middle."""
@@ -287,7 +287,7 @@ def paint_patch(patch: Patch, texture: np.ndarray) -> None:
 
 
 def _apply(patch: Patch, chosen: np.ndarray, painter: Painter) -> None:
-    """Let a painter work on some of the pixels."""
+    """Apply a painter to some of the pixels."""
     fields = ("u", "v", "local", "size", "face", "is_front", "detail", "body", "color", "material", "glow", "signal")
     piece = Patch(salt=patch.salt, **{name: getattr(patch, name)[chosen] for name in fields})
     painter(piece)

@@ -1,8 +1,8 @@
-"""What stands, drives and lives in a street: each thing is a few bodies, drawn at random around its spot.
+"""The things in a street: each is a few bodies, drawn at random around its spot.
 
-First what is built (houses, walls, fences, guard rails, bridges), then what stands on a sidewalk (lamps, signals,
-signs, bins, crates, things that fit no class), then vehicles, trees, bushes and people. What moves stands with its
-middle at its spot and moves along its heading.
+First buildings (houses, walls, fences, guard rails, bridges), then things on a sidewalk (lamps, signals, signs, bins,
+crates, things without a class), then vehicles, trees, bushes and people. A moving thing stands with its center at its
+spot and moves along its heading.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def dynamic_thing(rng: Rng, spot: Spot) -> list[Solid]:
 
 
 def oddity(rng: Rng, spot: Spot) -> list[Solid]:
-    """Something that fits no class: labeled Other or, as often, not at all."""
+    """A thing without a class: labeled Other or, equally often, not at all."""
     label = Label.OTHER if rng.random() < 0.5 else Label.UNLABELED
     at = spot.beside(0, 0, 0.0)
     size = float(rng.uniform(0.9, 1.8))

@@ -1,6 +1,6 @@
-"""One world per sequence, and what every pixel shows of it, free of light.
+"""One world per sequence, and what every pixel shows of it, without light.
 
-A world is a street with what stands and moves in it, and the camera's way through it. A surface is depth, label,
+A world is a street with its standing and moving things, and the camera's path through it. A surface is depth, label,
 material, color and normal.
 """
 
@@ -129,7 +129,7 @@ class Surface:
 
 
 def survey(camera: Camera, ground: Ground, solids: Solids, *, salt: int) -> Surface:
-    """Look at a world: cast the rays, then work out what they meet."""
+    """The visible surface of a world: cast the rays, then fill in the properties of the hits."""
     depth, zone = ground.intersect(camera)
     index = cast(camera, solids, depth)
     shape = depth.shape
@@ -163,7 +163,7 @@ def _lay_ground(surface: Surface, ground: Ground, zone: np.ndarray) -> None:
     surface.normal.reshape(-1, 3)[where] = (0, 0, 1)
     color = np.array([z.color for z in zones], np.float32)[kind]
     pattern = np.array([z.pattern for z in zones], np.uint8)[kind]
-    detail = 1 / (1 + surface.depth.ravel()[where] / 18)  # What is far is smooth, or it would flicker.
+    detail = 1 / (1 + surface.depth.ravel()[where] / 18)  # Distant surfaces are smooth; otherwise they would flicker.
     shade = 1 + detail * (0.22 * noise(x, y, scale=24.0) + 0.16 * noise(x, y, scale=5.0))
     shade *= 1 + 0.12 * noise(x, y, scale=1.3)
     joint = (phase(lateral, 0.9) < 0.06) | (phase(y, 0.9) < 0.06)

@@ -78,7 +78,7 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
     patterns = ("--modality", "rgb=left camera/**/*.jpg", "--modality", "depth=depth/**/*_depth.png")
     given = memorysam("predict", "drive", "--out", "given", *patterns, "--workers", 0, "--json")
     assert given.code == 0 and given.answer["done"] == 10, given.err
-    assert "no scene has 'ir'; predicting with the modalities that are there" in given.err
+    assert "no scene has 'ir'; predicting with the other modalities" in given.err
 
 
 LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
@@ -162,7 +162,11 @@ def test_values_and_lists_are_taken_from_files_below_the_root(memorysam: Program
 
 
 REFUSALS = {
-    "no kind": (["--modality", "x=images/**/*.jpg"], 2, "--modality x: its name tells no kind; say --kind x=KIND"),
+    "no kind": (
+        ["--modality", "x=images/**/*.jpg"],
+        2,
+        "--modality x: its name means no known kind; give --kind x=KIND",
+    ),
     "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is not a kind; did you mean 'rgb'?"),
     "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is not a --modality"),
     "no pattern": (["--modality", "rgb"], 2, "--modality rgb: must be NAME=VALUE"),
@@ -614,7 +618,7 @@ DRIVE = ("--modality", "rgb=rgb/*.png", "--modality", "ir=ir/*.png")
 def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_path: Path) -> None:
     write_drive(tmp_path / "drive")
     unpaired = memorysam("prepare", "folder", "drive", *DRIVE)
-    assert unpaired.code == 3 and "the names hold times: add --pair nearest --tolerance 20ms" in unpaired.err
+    assert unpaired.code == 3 and "the names contain times: add --pair nearest --tolerance 20ms" in unpaired.err
     ended = memorysam("prepare", "folder", "drive", *DRIVE, "--pair", "nearest", "--tolerance", "20ms", "--json")
     assert ended.code == 0 and ended.answer["scenes"] == 5, ended.err
     assert ended.answer["offsets"] == {"ir": {"pairs": 5, "least_ms": 5.0, "median_ms": 5.0, "most_ms": 5.0}}

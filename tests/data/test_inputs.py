@@ -87,8 +87,8 @@ def test_what_is_missing_is_said_once(tmp_path: Path) -> None:
     put(tmp_path, "a/img.png", "a/depth.png", "b/img.png", "c/img.png")
     found = discover(tmp_path, modalities=("img", "depth", "event"))
     assert found.notes == (
-        "2 of 3 scenes lack 'depth'; predicting with the modalities that are there",
-        "no scene has 'event'; predicting with the modalities that are there",
+        "2 of 3 scenes lack 'depth'; predicting with the other modalities",
+        "no scene has 'event'; predicting with the other modalities",
     )
 
 
@@ -160,7 +160,7 @@ LABEL_NAMES = (
 def test_labels_are_never_proposed_as_a_sensor(tmp_path: Path, name: str, form: str) -> None:
     put(tmp_path, form.format(name="rgb"), form.format(name=name))
     found = discover(tmp_path, modalities=("rgb", "ir"))
-    assert found.notes[0] == "no scene has 'ir'; predicting with the modalities that are there"
+    assert found.notes[0] == "no scene has 'ir'; predicting with the other modalities"
     assert name in found.notes[1]
     put(tmp_path, form.format(name="warm"))
     with pytest.raises(DataError, match=r"no ir, but there is warm/?; .*--map ir=warm, ") as caught:
@@ -284,7 +284,7 @@ def test_a_split_chooses_and_is_for_prepared_data_sets_alone(prepared: Manifest,
 def test_a_prepared_data_set_may_lack_modalities_and_have_others(prepared: Manifest) -> None:
     found = discover(prepared.root, modalities=("img", "nir"), aliases={"img": "lidar"})
     assert found.scenes[0].files == {"img": prepared.scenes[0].files["lidar"]}
-    assert found.notes == ("no scene has 'nir'; predicting with the modalities that are there",)
+    assert found.notes == ("no scene has 'nir'; predicting with the other modalities",)
     with pytest.raises(DataError, match=r"deliver: has none of nir \(it has: img, depth, event, lidar\)"):
         discover(prepared.root, modalities=("nir",))
 
@@ -294,8 +294,12 @@ def test_several_prepared_data_sets_are_told_apart(prepared: Manifest) -> None:
     manifests.write(prepared.root, other, prepared.scenes[:3])
     assert len(discover(prepared.root, modalities=ALL, dataset="synthetic").scenes) == 3
     assert len(discover(prepared.root, modalities=ALL, dataset="deliver").scenes) == 9
-    with pytest.raises(DataError, match="holds deliver, synthetic, but not the weights' 'mcubes'"):
+    with pytest.raises(DataError, match="2 data sets are prepared there, and none is the weights' 'mcubes'") as caught:
         discover(prepared.root, modalities=ALL, dataset="mcubes")
+    for place, count in (("deliver", 9), ("synthetic", 3)):  # each place that is named can be given
+        folder = prepared.root / "memorysam" / place
+        assert str(folder) in str(caught.value)
+        assert len(discover(folder, modalities=ALL, dataset="mcubes").scenes) == count
 
 
 def test_scenes_of_another_data_set_than_the_weights_are_noted(prepared: Manifest) -> None:

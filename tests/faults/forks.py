@@ -2,21 +2,26 @@
 
 ``Forks("tests.faults.jobs:train", root)`` starts a server, a Python of its own with one thread. It imports the target,
 calls its ``warm(*arguments)`` once if its module has such a function, and then forks a child per :meth:`Forks.run`.
+Servers are themselves forked from a process that has imported PyTorch and PEFT, one for all tests of this process.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,8 +29,10 @@ from typing import Any, Self
 from memorysam_cli.errors import SIGNAL_EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = float(os.environ.get("MEMORYSAM_FORK_LIMIT", "60"))
-"""A child that lives for longer hangs."""
+LIMIT = "MEMORYSAM_FORK_LIMIT"
+"""The variable with the seconds that a child may live; one that lives for longer hangs."""
+HEAVY = ("accelerate", "cv2", "memorysam_cli.app", "memorysam_cli.model.lora")
+"""What takes seconds to import."""
 POLL_S = 0.0005
 PRODUCT = f"{os.sep}memorysam_cli{os.sep}"
 STOPPING = tuple(SIGNAL_EXIT_CODES)
@@ -52,16 +59,22 @@ class Forks:
         target: ``module:function``; called in each child with the arguments of :meth:`run`. What it returns is the
             child's exit code (None is 0); an exception is exit code 1, with its traceback on stderr.
         warm: arguments of the module's function ``warm``, called once in the server, before any fork.
+        is_light: begin with a Python that has imported nothing of :data:`HEAVY`.
+
+    Raises:
+        RuntimeError: the server ended while it imported or warmed up.
     """
 
-    def __init__(self, target: str, *warm: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forks", target, *warm],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
-        )  # fmt: skip
+    def __init__(self, target: str, *warm: str, is_light: bool = False) -> None:
+        (its_stdin, requests), (answers, its_stdout) = os.pipe(), os.pipe()
+        self._requests, self._answers = os.fdopen(requests, "w"), os.fdopen(answers)
+        words = json.dumps({"target": target, "warm": warm, "environment": dict(os.environ)})
+        socket.send_fds(_root(is_light), [words.encode()], [its_stdin, its_stdout, 2])
+        os.close(its_stdin)
+        os.close(its_stdout)
+        self._pid = 0
         try:
-            self._answer()
+            self._pid = self._answer()["pid"]
         except BaseException:
             self.close()
             raise
@@ -77,20 +90,17 @@ class Forks:
         Raises:
             TimeoutError: the child hung, and was killed.
         """
-        assert self._server.stdin is not None
         request = {"arguments": arguments, "kill_after": kill_after, "signal": int(stop_with)}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
+        print(json.dumps(request), file=self._requests, flush=True)
         answer = self._answer()
         if answer.pop("hung"):
-            raise TimeoutError(f"{arguments}: still alive after {LIMIT_S} s; it said: {answer['said']}")
+            raise TimeoutError(f"{arguments}: still alive after {_limit_s()} s; it said: {answer['said']}")
         return Ended(**answer)
 
     def _answer(self) -> dict[str, Any]:
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline()
+        line = self._answers.readline()
         if not line:
-            raise RuntimeError(f"the fork server ended with {self._server.wait()}")
+            raise RuntimeError("the fork server ended")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -104,10 +114,67 @@ class Forks:
 
     def close(self) -> None:
         """End the server, whatever it does."""
-        with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
-            self._server.communicate(timeout=10)
-        self._server.kill()
-        self._server.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        select.select([self._answers], [], [], 10)  # it closes what it answers on when it ends
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        self._answers.close()
+
+
+@cache
+def _root(is_light: bool) -> socket.socket:
+    """The way to the process that servers are forked from; it ends with this one."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line = [sys.executable, "-m", "tests.faults.forks", str(its.fileno()), *(() if is_light else HEAVY)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, env=environment, cwd=ROOT)
+    its.close()
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def be_root(channel: socket.socket, modules: list[str]) -> None:
+    """Import what takes long, then fork a server for each message; returns when nobody is left to send one."""
+    for name in modules:
+        importlib.import_module(name)
+    if (lora := sys.modules.get("memorysam_cli.model.lora")) is not None:
+        lora.peft()
+    while True:
+        words, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 3)
+        if not words:
+            return
+        if os.fork() == 0:
+            _be_server(json.loads(words), descriptors)
+        for each in descriptors:
+            os.close(each)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _be_server(request: dict[str, Any], descriptors: list[int]) -> None:
+    """Serve over these descriptors, and never back into the root's loop."""
+    code = 1
+    try:
+        for number, each in enumerate(descriptors):
+            os.dup2(each, number)
+        os.closerange(3, max(descriptors) + 1)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        serve(request["target"], request["warm"])
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def serve(target: str, warm: list[str]) -> None:
@@ -123,7 +190,7 @@ def serve(target: str, warm: list[str]) -> None:
     # Else each child begins by collecting what importing has left, for as long as a few updates take.
     gc.collect()
     gc.freeze()
-    print("{}", file=answers, flush=True)
+    print(json.dumps({"pid": os.getpid()}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         answer = _attempt(getattr(module, function), request)
@@ -152,7 +219,7 @@ def _attempt(work: Any, request: dict[str, Any]) -> dict[str, Any]:
         if due is not None and lived >= due:
             os.kill(child, request["signal"])
             due = None
-        if lived > LIMIT_S:
+        if lived > _limit_s():
             os.kill(child, signal.SIGKILL)
             hung = True
         time.sleep(POLL_S)
@@ -160,6 +227,10 @@ def _attempt(work: Any, request: dict[str, Any]) -> dict[str, Any]:
     os.close(reading)
     code = os.waitstatus_to_exitcode(status)
     return {"code": code, "seconds": lived, "said": said.decode(errors="replace")[-20_000:], "hung": hung}
+
+
+def _limit_s() -> float:
+    return float(os.environ.get(LIMIT, "60"))
 
 
 def _read(descriptor: int) -> bytes:
@@ -201,4 +272,4 @@ def _was_in_the_program(fault: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])
+    be_root(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

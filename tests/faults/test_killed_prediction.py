@@ -142,7 +142,7 @@ def attempt(
 def test_kills_over_a_thousand_scenes_lose_and_tear_nothing(
     base: Path, fork: Forks, whole: Whole, rng: random.Random, figures: Figures
 ) -> None:
-    tally, wanted = Tally(), amount(80, soak=2000)
+    tally, wanted = Tally(), amount(80, soak=2000, few=30)
     number = 0
     while tally.kills < wanted:
         place = base / f"kills{number}"
@@ -190,7 +190,7 @@ def test_kills_while_a_prediction_ends_cost_only_to_end_it_again(
 def test_the_naive_way_forgets_what_it_did_and_tears_masks(
     base: Path, fork: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    harmed, tried, torn = 0, amount(10, soak=200), 0
+    harmed, tried, torn = 0, amount(10, soak=200, few=5), 0
     for number in range(tried):
         place = base / "naive" / str(number)
         place.mkdir(parents=True)

@@ -144,7 +144,7 @@ def test_kills_at_any_moment_change_not_a_bit(
     assert wanted["left over"] == [] and all(law["holds"] for law in wanted["result"]["laws"].values())
     largest = max(path.stat().st_size for path in whole.rglob("*.safetensors"))
     ordeal = Ordeal(forks, base, "ours", seconds, largest)
-    least_runs, least_kills = amount(RUNS // 2, soak=250, few=12), amount(KILLS // 2, soak=1000, few=48)
+    least_runs, least_kills = amount(RUNS // 2, soak=250, few=6), amount(KILLS // 2, soak=1000, few=24)
     wrong, runs = [], 0
     while runs < least_runs or ordeal.counts["kills"] < least_kills or (runs < RUNS and not ordeal.has_met_all()):
         out = base / f"ours-{half}-{runs}"
@@ -182,7 +182,7 @@ def test_the_same_kills_do_no_harm_to_a_plain_training_that_is_careful(
     """What finds the naive ones out is their carelessness, not the way they are killed, begun again and compared."""
     whole, seconds = unkilled(forks, base, "careful")
     ordeal = Ordeal(forks, base, "careful", seconds, (whole / "last.pt").stat().st_size)
-    runs = amount(5, soak=50)
+    runs = amount(5, soak=50, few=2)
     for number in range(runs):
         out = base / f"careful-{number}"
         assert ordeal.undergo(out, rng) is None and weights_of(out) == weights_of(whole)

@@ -58,7 +58,7 @@ def winners(folder: Path, hold: Hold, count: int = STARTS) -> int:
 
 def test_of_twenty_racing_starts_exactly_one_wins(way: str, tmp_path: Path, figures: Figures) -> None:
     """Each round finds the folder as the killed winner of the last one left it."""
-    rounds = amount(4, soak=100)
+    rounds = amount(4, soak=100, few=2)
     won = [winners(tmp_path / "run", lock.hold) for _ in range(rounds)]
     figures("N", racing_starts=rounds * STARTS, second_owners=sum(won) - rounds)
     assert won == [1] * rounds
@@ -102,7 +102,7 @@ def test_a_record_of_a_run_that_is_gone_blocks_nothing(
     way: str, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     monkeypatch.setattr(lock, "SETTLE_S", 0.01)
-    rounds = amount(40, soak=1000)
+    rounds = amount(40, soak=1000, few=20)
     for _ in range(rounds):
         leave_record(tmp_path, rng)
         with lock.hold(tmp_path):

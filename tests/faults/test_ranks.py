@@ -51,7 +51,7 @@ def launch(forks: Forks, base: Path, out: Path, work: str, world: int, **options
 def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoint(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, slowest = amount(20, soak=200, few=6), 0.0
+    tries, slowest = amount(20, soak=200, few=4), 0.0
     for number in range(tries):
         world, out = rng.choice((2, 3)), base / f"kill-{number}"
         killed = rng.randrange(world)

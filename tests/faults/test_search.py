@@ -22,7 +22,7 @@ from tests.faults.search_worlds import THINGS, WORLDS
 
 PARTS = amount(4, soak=40)
 """Tests that share the tries, so that two workers may take them."""
-QUICK, SLOW, FRESH, MIXED = amount(40, soak=60, few=12), amount(0, soak=4), amount(1, soak=3), amount(8, soak=16, few=3)
+QUICK, SLOW, FRESH, MIXED = amount(40, soak=60, few=5), amount(0, soak=4), amount(1, soak=3), amount(8, soak=16, few=2)
 """Tries of a part: of lines of a moment, of lines that take seconds, in an interpreter of their own, and of two worlds
 at once."""
 

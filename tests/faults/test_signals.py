@@ -46,7 +46,7 @@ def temporaries(run: Path) -> list[Path]:
 def test_signals_at_random_moments_cost_no_update(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, run = amount(50, soak=600, few=20), base / "run"
+    tries, run = amount(50, soak=600, few=10), base / "run"
     for number in range(tries):
         if number % 10 == 0:
             run, before = base / f"run-{number}", 0
@@ -150,7 +150,7 @@ def test_notes_that_nobody_reads_cost_nothing(base: Path, forks: Forks, figures:
 def test_a_signal_at_the_very_start_or_end_of_a_command_is_no_fault(
     forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries = amount(100, soak=2_000, few=40)
+    tries = amount(100, soak=2_000, few=20)
     for number in (signal.SIGINT, signal.SIGTERM):
         for _ in range(tries):
             ended = forks.run("typed", ["recipes", "list"], kill_after=rng.uniform(0, 0.02), stop_with=number)

@@ -294,6 +294,6 @@ def test_a_file_never_takes_the_place_of_what_is_none(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentFault, match=f"{name}: cannot write: "):
             atomic.write_bytes(tmp_path / name, b"x")
         assert (tmp_path / name).lstat() == before
-    with pytest.raises(EnvironmentFault, match="it lies among the devices"), atomic.new_file(Path("/dev/nul")):
+    with pytest.raises(EnvironmentFault, match="it is in the folder of the devices"), atomic.new_file(Path("/dev/nul")):
         raise AssertionError("a place was given")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "loop", "socket", "to a fifo"]

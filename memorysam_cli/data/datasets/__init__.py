@@ -1,4 +1,5 @@
-"""The published data sets, a declaration each (``memorysam_cli.data.DATASETS`` lists them); here what several share."""
+"""The published data sets, each with a declaration (``memorysam_cli.data.DATASETS`` lists them), and shared
+definitions."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 from memorysam_cli.dataset import IMAGENET, Color
 
 CAMERA: dict[str, Any] = {"kind": "rgb", "photometric": ("jitter", "blur"), **IMAGENET}
-"""A color camera: it alone is jittered and blurred in training."""
+"""A color camera: the only sensor that training jitters and blurs."""
 
 # fmt: off
 CITYSCAPES: dict[str, Color] = {
@@ -17,5 +18,5 @@ CITYSCAPES: dict[str, Color] = {
     "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
 }
-"""The 19 classes of Cityscapes in their order, which other street scenes took over."""
+"""The 19 classes of Cityscapes in their order, also used by other street scenes."""
 # fmt: on

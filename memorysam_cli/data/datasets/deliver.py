@@ -60,7 +60,7 @@ DELIVER = DatasetLayout(
     conditions=CONDITIONS,
     case=("sequence", SEQUENCE),
     cases=CASES,
-    antialias=True,  # torchvision 0.18.1, which the published code asks for, does by default
+    antialias=True,  # the default of torchvision 0.18.1, which the published code requires
     notes=(
         f"condition: {', '.join(CONDITIONS)}; split: train, val, test; sequence: MAP_<m>_point<n>[_<failure>]",
         "depth_raw is optional",

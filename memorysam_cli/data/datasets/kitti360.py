@@ -17,7 +17,7 @@ IDS = {
     7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12,
     26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18, 34: 2, 35: 4, 37: 5,
 }
-"""Raw id → class; the others of 0..44 count nowhere."""
+"""Raw id → class; the other ids of 0..44 are ignored."""
 # fmt: on
 
 

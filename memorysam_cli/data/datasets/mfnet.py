@@ -28,7 +28,7 @@ MFNET = DatasetLayout(
     native_size=(480, 640),
     published_counts={"train": 784, "val": 392, "test": 393},
     folder="MFNet",
-    # Own data are often called images/ and labels/ too: the original layout must show one of its own names.
+    # Users' own data often have images/ and labels/ too, so the original layout must have one of its own names.
     signs=(("train.txt", "val.txt", "test.txt"), ("ther", r"images/{name:\d+[DN].*}.png")),
     sensors=(
         sensor(Modality(name="img", **CAMERA), "rgb/{name}.jpg", "img/{name}.png", place(ORIGINAL, channels=(0, 1, 2))),

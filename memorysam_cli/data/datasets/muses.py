@@ -17,12 +17,12 @@ INSIDE = "{split}/{weather}/{time}/{recording}"
 
 
 def projected(name: str) -> str:
-    """Where a sensor's projected arrays lie."""
+    """Templates of a sensor's projected arrays."""
     return f"projected_to_rgb/{name}/{INSIDE}_{name}.npz"
 
 
 def as_png(name: str) -> Place:
-    """Where a sensor's projected 16-bit pictures lie."""
+    """Template of a sensor's projected 16-bit pictures."""
     return place(f"projected_to_rgb/{name}/{INSIDE}_{name}.png", scale=1 / 150, offset=-100.0)
 
 

@@ -1,7 +1,7 @@
-"""What annotations say of pictures, whatever tool they are of: class maps, and how outlines and runs become pixels.
+"""Annotations of pictures from any tool: class maps, and how polygons and run lengths become pixels.
 
-Nothing that a file says of sizes, counts and places is believed, for annotations come from strangers. The tools' own
-forms are in :mod:`~memorysam_cli.data.own.mask_formats` and :mod:`~memorysam_cli.data.own.annotation_tools`.
+Annotations may come from strangers, so sizes, counts and positions in a file are always checked. The tools' own formats
+are in :mod:`~memorysam_cli.data.own.mask_formats` and :mod:`~memorysam_cli.data.own.annotation_tools`.
 """
 
 from __future__ import annotations
@@ -19,78 +19,78 @@ from memorysam_cli.data.own.classes import ClassList, safe_palette
 from memorysam_cli.dataset import IGNORE, Color
 from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.storage import documents, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 ClassMap = npt.NDArray[np.uint8]
-"""(H, W): classes from 0, and 255 where there is none."""
+"""(H, W): classes from 0, and 255 for none."""
 Mask = npt.NDArray[np.bool_]
-"""(H, W): where something is."""
+"""(H, W): where an object is."""
 Size = tuple[int, int]
 """Height and width."""
 MAX_BYTES = 1_000_000_000
-"""Of a file of annotations; COCO's own has 450 MB."""
+"""Largest size of an annotation file; COCO's own has 450 MB."""
 LOCAL_FILES = "/data/local-files/?d="
-"""Before paths that Label Studio serves from its own disk."""
+"""Prefix of paths that Label Studio serves from its local disk."""
 _RUN_BITS = (3, 4, 8, 16)
-"""Of the lengths of Label Studio's runs."""
+"""Bits of the lengths of Label Studio's runs."""
 _FINE = 5
-"""Parts of a pixel in which the outline of a polygon is drawn."""
+"""Subdivisions of a pixel in which a polygon's outline is drawn."""
 _FAR = 10
-"""Sides of a picture that a polygon may lie beyond it."""
+"""Number of sides of a picture by which a polygon may extend beyond it."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line says beside the source."""
+    """The options of the command besides the source."""
 
     classes: ClassList | None = None
-    """Names, numbers and colors, in the place of the source's own."""
+    """Names, numbers and colors that replace the source's own."""
     background: str | None = None
-    """The class of the pixels that have none."""
+    """The class of pixels without a class."""
     pictures: Path | None = None
-    """Where the pictures lie."""
+    """The folder of the pictures."""
     prefix: str = LOCAL_FILES
-    """Before a picture's name, where Label Studio shall find it."""
+    """Prefix of a picture's name for Label Studio."""
 
 
 @dataclass
 class Tally:
-    """What was counted while class maps were read."""
+    """Counts from reading class maps."""
 
     known: int = 0
     unknown: int = 0
     """Pixels with a class, and without one."""
     overlapping: int = 0
-    """Pixels that a later annotation gave to another class."""
+    """Pixels that a later annotation assigned to another class."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and what is known of its pixels."""
+    """A picture and its annotations."""
 
     name: str
-    """Of its file, as the tool calls it, with forward slashes; where that is not known, of its mask."""
+    """The name of its file in the tool, with forward slashes; if unknown, that of its mask."""
     read: Callable[[Tally], ClassMap]
     file: Path | None = None
-    """Where it lies, if that was said."""
+    """Its path, if known."""
 
     @property
     def stem(self) -> str:
-        """Its name without an image's suffix: what its mask is called."""
+        """Its name without an image's suffix, which is the name of its mask."""
         return stem(self.name)
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """Pictures with their classes, as one tool has them."""
+    """Annotated pictures of a tool, with their classes."""
 
     classes: ClassList
     pictures: tuple[Picture, ...]
     left_out: tuple[str, ...] = ()
-    """Pictures that nobody has annotated."""
+    """Pictures without annotations."""
     notes: tuple[str, ...] = ()
     background: int | None = None
-    """The class of the pixels that have none."""
+    """The class of pixels without a class."""
     tally: Tally = field(default_factory=Tally)
 
     def maps(self, advance: Callable[[], object]) -> Iterator[tuple[Picture, ClassMap]]:
@@ -115,7 +115,7 @@ def stem(name: str) -> str:
 
 
 def read_annotations(path: Path) -> Any:
-    """A file of JSON, of a size that annotations may have."""
+    """Read a JSON file, with a limit on its size."""
     return documents.parse_json(documents.read_bytes(path, limit=MAX_BYTES), where=shown(path))
 
 
@@ -123,10 +123,10 @@ _KINDS: dict[Any, str] = {int: "a whole number", str: "a text", dict: "an object
 
 
 def field_of(entry: Any, key: str, *kinds: Any, at: str) -> Any:
-    """The value of a key, if it is of one of these kinds.
+    """The value of a key, checked for its type.
 
     Raises:
-        DataError: it is not.
+        DataError: it has another type.
     """
     value = entry.get(key) if isinstance(entry, dict) else None
     if type(value) not in kinds:
@@ -137,7 +137,7 @@ def field_of(entry: Any, key: str, *kinds: Any, at: str) -> Any:
 
 
 def size_of(entry: Any, at: str, *, keys: tuple[str, str] = ("height", "width")) -> Size:
-    """The size of a picture that can be decoded."""
+    """The size of a picture, checked against the limit of decoding."""
     height, width = (field_of(entry, key, int, at=at) for key in keys)
     limit = images.pixel_limit()
     if height < 1 or width < 1 or height * width > limit:
@@ -146,12 +146,12 @@ def size_of(entry: Any, at: str, *, keys: tuple[str, str] = ("height", "width"))
 
 
 def class_list(names: Sequence[str], colors: Sequence[Color | None], *, at: str) -> ClassList:
-    """Classes that a tool names, in its order, in its colors if they can be told apart."""
+    """The classes of a tool, in its order, with its colors if they are distinct."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{at}: two classes are named '{shown(twice)}'; rename one of them")
     if not 0 < len(names) <= IGNORE or not all(name.strip() for name in names):
-        raise DataError(f"{at}: {len(names)} classes; from 1 to {IGNORE} are possible, each with a name")
+        raise DataError(f"{at}: {counted(len(names), 'class')}; from 1 to {IGNORE} are possible, each with a name")
     given = [color for color in colors if color is not None]
     has_colors = len(set(given)) == len(names)
     palette = tuple(given) if has_colors else safe_palette(len(names))
@@ -171,7 +171,7 @@ def class_of(name: str, numbers: dict[str, int], at: str) -> int:
 
 
 def painted(size: Size, regions: Iterable[tuple[int, Mask]], tally: Tally) -> ClassMap:
-    """Regions in their order; where two meet, the later one counts."""
+    """The class map of regions in their order; where two overlap, the later one counts."""
     found = np.full(size, IGNORE, np.uint8)
     for number, region in regions:
         before = found[region]
@@ -181,13 +181,13 @@ def painted(size: Size, regions: Iterable[tuple[int, Mask]], tally: Tally) -> Cl
 
 
 def note_on_unread(count: int) -> tuple[str, ...]:
-    """A line on annotations that say nothing of pixels, if there are any."""
-    line = f"{count} annotations, or parts of them, are no areas (boxes, points, lines, …) and are passed over"
+    """A line on annotations without pixels, if there are any."""
+    line = f"{counted(count, 'annotation')} (whole or in part) without an area (boxes, points, lines, …) passed over"
     return (line,) if count else ()
 
 
 def color_of(value: Any) -> Color | None:
-    """A list of three numbers to 255 as a color; None for anything else."""
+    """A list of three numbers up to 255 as a color; None for anything else."""
     is_color = isinstance(value, list) and len(value) == len("RGB")
     if not is_color or not all(type(part) is int and 0 <= part <= 255 for part in value):
         return None
@@ -195,7 +195,7 @@ def color_of(value: Any) -> Color | None:
 
 
 def free_color(taken: Iterable[Color]) -> Color:
-    """A color of no class."""
+    """A color that no class has."""
     known = set(taken)
     return next(color for color in safe_palette(len(known) + 1) if color not in known)
 
@@ -204,12 +204,12 @@ def coco_region(shape: Any, size: Size, at: str) -> Mask:
     """The pixels of a COCO ``segmentation``: a list of polygons, or run lengths, compressed or not.
 
     Args:
-        shape: as JSON has it.
+        shape: as in the JSON.
         size: of the picture.
-        at: begins messages.
+        at: start of messages.
 
     Raises:
-        DataError: it is none of these, or does not fit the picture.
+        DataError: it has another form, or does not fit the picture.
     """
     if isinstance(shape, list):
         found = np.zeros(size, np.bool_)
@@ -230,7 +230,7 @@ def coco_region(shape: Any, size: Size, at: str) -> Mask:
 
 
 def _spelled(text: str, at: str) -> list[int]:
-    """The run lengths that COCO writes as letters: five bits each, least first, from the third one on as differences.
+    """Decode COCO's compressed run lengths: five bits per letter, least first; from the third one on as differences.
 
     Source: ``rleFrString`` of cocoapi's ``maskApi.c``.
     """
@@ -252,7 +252,7 @@ def _spelled(text: str, at: str) -> list[int]:
 
 
 def spell(mask: Mask) -> str:
-    """A mask as COCO's compressed run lengths, as pycocotools writes them.
+    """Encode a mask as COCO's compressed run lengths, as pycocotools writes them.
 
     Source: ``rleToString`` of cocoapi's ``maskApi.c``.
     """
@@ -280,17 +280,17 @@ def _runs(flat: Mask) -> list[tuple[bool, int]]:
 
 
 def polygon(outline: Any, size: Size, at: str) -> Mask:
-    """The pixels within a polygon, as pycocotools has them.
+    """The pixels within a polygon, the same as in pycocotools.
 
     Args:
         outline: x, y, x, y, … in pixels.
         size: of the picture.
-        at: begins messages.
+        at: start of messages.
 
     Raises:
-        DataError: it has fewer than three corners, or lies far beyond the picture.
+        DataError: it has fewer than three corners, or extends far beyond the picture.
 
-    Source: ``rleFrPoly`` of cocoapi's ``maskApi.c``: the outline in fifths of a pixel, and where it crosses the middle
+    Source: ``rleFrPoly`` of cocoapi's ``maskApi.c``: the outline in fifths of a pixel, and where it crosses the center
     of a column.
     """
     height, width = size
@@ -328,12 +328,12 @@ def _edge(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArr
 
 
 def brush(numbers: list[Any], size: Size, at: str) -> Mask:
-    """The pixels of a brush of Label Studio: bytes of the runs of a picture of four channels, of which the last counts.
+    """The pixels of a Label Studio brush: bytes of the runs of a picture with four channels, of which the last counts.
 
     Args:
         numbers: the bytes.
         size: of the picture.
-        at: begins messages.
+        at: start of messages.
 
     Raises:
         DataError: they are not runs of a picture of this size.
@@ -368,7 +368,7 @@ def brush(numbers: list[Any], size: Size, at: str) -> Mask:
 
 
 def to_brush(mask: Mask) -> list[int]:
-    """A mask as :func:`brush` reads it."""
+    """Encode a mask in the form that :func:`brush` reads."""
     pieces = [f"{4 * mask.size:032b}{7:05b}", *(f"{bits - 1:04b}" for bits in _RUN_BITS)]
     for value, length in _runs(mask.ravel()):
         rest = 4 * length
@@ -390,13 +390,13 @@ def of_colors(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int],
         picture: (H, W, 3|4).
         table: color as a number → class.
         order: ``RGB`` or ``BGR``: which channel is the number's highest byte.
-        what: the colors mean, for messages.
+        what: the meaning of the colors, for messages.
 
     Returns:
         (H, W).
 
     Raises:
-        DataError: a color is none of the table's.
+        DataError: a color is not in the table.
     """
     shifts = [16 - 8 * order.index(channel) for channel in "RGB"]
     codes = np.zeros(picture.shape[:2], np.int64)

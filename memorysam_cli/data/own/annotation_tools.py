@@ -47,15 +47,15 @@ from memorysam_cli.text import few, shown
 
 TASKS, CONFIG = "tasks.json", "label_config.xml"
 NAMED = 3
-"""Numbers that a line shows."""
+"""Number of examples in a message."""
 _LABEL = re.compile(r"<Label\b[^>]*>")
 _ATTRIBUTE = re.compile(r"\b(value|background)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
 _UPLOADED = re.compile(r"/?data/upload/\d+/(?:[0-9a-f]{8}-)?")
-"""What Label Studio puts before the name of a picture that was uploaded to it."""
+"""Pattern of the prefix that Label Studio adds to the name of an uploaded picture."""
 
 
 def read_coco(source: Path, request: Request) -> Annotated:
-    """The images of a file of COCO: instances, which may overlap, or panoptic segments beside a folder of PNGs."""
+    """The images of a COCO file: instances, which may overlap, or panoptic segments beside a folder of PNGs."""
     document, where = read_annotations(source), shown(source)
     classes, numbers = _categories(field_of(document, "categories", list, at=where), request, where)
     entries: dict[Any, tuple[str, Any, str]] = {}
@@ -81,7 +81,7 @@ def read_coco(source: Path, request: Request) -> Annotated:
         for annotation, spot in group:
             number = _category(annotation, numbers, spot)
             shape = annotation.get("segmentation") or []
-            if isinstance(shape, list):  # one or two corners hold no pixel
+            if isinstance(shape, list):  # one or two corners have no area
                 parts = [part for part in shape if not (isinstance(part, list) and len(part) in (0, 2, 4))]
                 unread += max(1, len(shape)) - len(parts)
                 shape = parts
@@ -91,7 +91,7 @@ def read_coco(source: Path, request: Request) -> Annotated:
 
 
 def _categories(entries: Sequence[Any], request: Request, where: str) -> tuple[ClassList, dict[int, int]]:
-    """The classes in the order of their ids, or as ``--classes`` has them; and id → class."""
+    """The classes in the order of their ids, or as in ``--classes``; and id → class."""
     found: dict[int, tuple[str, Any]] = {}
     for place, entry in enumerate(entries):
         at = f"{where}: categories[{place}]"
@@ -127,7 +127,7 @@ def _panoptic(
     entries: Sequence[tuple[str, Any, str]],
     annotations: Sequence[Sequence[tuple[Any, str]]],
 ) -> Annotated:
-    """COCO panoptic: a PNG of segment ids for each image, in the folder that is called as the file of JSON."""
+    """COCO panoptic: a PNG of segment ids for each image, in the folder with the name of the JSON file."""
     folder = source.with_suffix("")
     pictures, left_out = [], []
     for (name, entry, at), group in zip(entries, annotations, strict=True):
@@ -144,7 +144,7 @@ def _panoptic(
         for segment in field_of(annotation, "segments_info", list, at=place):
             identity = field_of(segment, "id", int, at=place)
             if identity in table or not 0 < identity < 1 << 24:
-                raise DataError(f"{place}: the segment {identity} is there twice, or is not a color; export it again")
+                raise DataError(f"{place}: the segment {identity} occurs twice, or is not a color; export it again")
             table[identity] = _category(segment, numbers, place)
         size = size_of(entry, at) if "height" in entry else None
         pictures.append(Picture(name, functools.partial(_panoptic_map, folder / file, table, size)))
@@ -164,12 +164,12 @@ def _panoptic_map(path: Path, table: dict[int, int], size: Size | None, _: Tally
 
 
 def write_coco(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
-    """Write a file of COCO instances in compressed run lengths, one for each class of a picture."""
+    """Write a COCO file of instances in compressed run lengths, one for each class of a picture."""
     atomic.write_pieces(out, _coco_pieces(classes, maps))
 
 
 def _coco_pieces(classes: ClassList, maps: Maps) -> Iterator[bytes]:
-    """The file, an annotation for each class of a picture; pixels of none have none."""
+    """The parts of the file, an annotation for each class of a picture; none for pixels without a class."""
     named = zip(classes.names, classes.palette, strict=True)
     head = {
         "info": {"description": "class maps as one mask per class", "contributor": f"memorysam {__version__}"},
@@ -199,7 +199,7 @@ def _coco_pieces(classes: ClassList, maps: Maps) -> Iterator[bytes]:
 
 
 def read_label_studio(source: Path, request: Request) -> Annotated:
-    """The tasks of an export as JSON, or of a folder that :func:`write_label_studio` wrote."""
+    """The tasks of a JSON export, or of a folder that :func:`write_label_studio` wrote."""
     path = source / TASKS if source.is_dir() else source
     tasks, where = read_annotations(path), shown(path)
     if not isinstance(tasks, list):
@@ -235,7 +235,7 @@ def read_label_studio(source: Path, request: Request) -> Annotated:
 
 
 def _name_of_task(data: Any, at: str) -> str:
-    """The path of a task's picture, of the first text that its data has; an address without its server."""
+    """The path of a task's picture, from the first text in its data; for an address without its server."""
     text = next((data[key] for key in ("image", *data) if isinstance(data.get(key), str)), None)
     if text is None:
         raise DataError(f"{at}: its data names no picture; export it from Label Studio as JSON")
@@ -248,13 +248,13 @@ def _name_of_task(data: Any, at: str) -> str:
 
 
 Region = tuple[str, Any, str]
-"""Label, value and place of what was drawn."""
+"""Label, value and place of a region."""
 
 
 def _regions(task: Any, at: str) -> tuple[list[Region] | None, Size | None, int]:
-    """What was drawn last in a task, its picture's size, and how much of it is not a mask.
+    """The last regions of a task, its picture's size, and the number of regions without pixels.
 
-    People's annotations count, the last that was not canceled, and without any the last prediction.
+    Annotations by people count, the last one that was not canceled; without any, the last prediction.
     """
     groups = [task.get(key) or [] for key in ("annotations", "completions", "predictions")]
     if not all(isinstance(group, list) and all(isinstance(each, dict) for each in group) for group in groups):
@@ -285,7 +285,7 @@ def _regions(task: Any, at: str) -> tuple[list[Region] | None, Size | None, int]
 
 
 def _config(path: Path) -> ClassList | None:
-    """The labels of the interface's XML, in its order; None where there is no such file."""
+    """The labels of the interface's XML, in its order; None if there is no such file."""
     if not path.is_file():
         return None
     labels = [
@@ -305,7 +305,7 @@ def _label_studio_map(size: Size, regions: Sequence[tuple[int, Any, str]], tally
 
 
 def _drawn(value: Any, size: Size, at: str) -> Mask:
-    """A brush's pixels, or those within a polygon, whose corners are in % of the picture."""
+    """The pixels of a brush, or those within a polygon, whose corners are in % of the picture."""
     if "brushlabels" in value:
         return brush(field_of(value, "rle", list, at=at), size, at)
     points = field_of(value, "points", list, at=at)

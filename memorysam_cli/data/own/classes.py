@@ -1,6 +1,6 @@
-"""Class lists: a name per line, with a color and a label value where they matter; also CamVid's and CVAT's files.
+"""Class lists: a name per line, optionally with a color and a label value; also CamVid's and CVAT's files.
 
-Colors for classes that have none: told apart by everybody, those who see no red or no green too.
+Classes without a color get one that can be distinguished by everybody, also with color blindness.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from memorysam_cli.data import decode
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, LabelRule
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 _LEVELS = 9
-"""Steps of red, green and blue among which colors are chosen."""
+"""Steps of red, green and blue, from which colors are chosen."""
 VISIONS: dict[str, NDArray[np.float64]] = {
     "usual": np.eye(3),
     "protanopia": np.array(
@@ -35,7 +35,7 @@ VISIONS: dict[str, NDArray[np.float64]] = {
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     ),
 }
-"""How linear red, green and blue are seen. Source: Machado, Oliveira and Fernandes 2009, severity 1."""
+"""Matrices for how linear red, green and blue are seen. Source: Machado, Oliveira and Fernandes 2009, severity 1."""
 _VALUE = re.compile(r"(\d{1,5})\s*:\s*")
 _HEX = re.compile(r"(?:^|[\s,;]+)#([0-9a-fA-F]{6})$")
 _RGB = re.compile(r"[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})$")
@@ -47,7 +47,7 @@ _WORDS = {
     "red": "r red", "green": "g green", "blue": "b blue",
     "color": "color colour hex rgb color_rgb",
 }  # fmt: skip
-"""What the words of a header line mean, such as CamVid's ``name,r,g,b``."""
+"""The meaning of words in a header line, such as CamVid's ``name,r,g,b``."""
 _MEANINGS = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
 _DELIMITERS = ",;\t"
 
@@ -62,7 +62,7 @@ class ClassList:
     names: tuple[str, ...]
     palette: tuple[Color, ...]
     has_colors: bool
-    """The colors are the file's, not ours."""
+    """Whether the colors are from the file."""
     mapping: tuple[tuple[int, int], ...]
     """(value in the label files, class), if the file gives values."""
 
@@ -72,19 +72,19 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
 
     Args:
         path: of the file.
-        is_safe: take colors that the color-blind tell apart in the place of the file's own.
+        is_safe: use colors that can be distinguished with color blindness instead of the file's own.
 
-    Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` before it where the label files do not
-    hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing. A first line such as ``name,r,g,b``
-    (CamVid's ``class_dict.csv``) names the columns of the others, and lines of CVAT's ``labelmap.txt`` are understood.
-    A ``.json`` is what ``predict`` and ``convert`` write beside masks: a list of ``id``, ``name`` and ``color``.
+    Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` in front if the label files do not have
+    0, 1, 2, …. Empty lines and lines that begin with ``#`` are skipped. A first line such as ``name,r,g,b`` (CamVid's
+    ``class_dict.csv``) names the columns of the others. Lines of CVAT's ``labelmap.txt`` are also read. A ``.json`` has
+    the form that ``predict`` and ``convert`` write beside masks: a list of ``id``, ``name`` and ``color``.
 
     Raises:
-        UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, color or value twice.
+        UsageError: ``file:line`` and the problem; or no class, more than 255, a name, color or value twice.
     """
     rows = _rows_of_json(path) if path.suffix.lower() == ".json" else _rows(path)
     if not 0 < len(rows) <= IGNORE:
-        raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
+        raise UsageError(f"{path}: {counted(len(rows), 'class')}; from 1 to {IGNORE} are possible, one per line")
     values, names, colors = zip(*rows, strict=True)
     for what, items in (("name", names), ("color", colors), ("value", values)):
         given = [item for item in items if item is not None]
@@ -137,18 +137,18 @@ def _rows_of_json(path: Path) -> list[Row]:
 
 
 def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int] | None = None) -> ClassList:
-    """Classes called after the values that label files hold, where there is no class list.
+    """Classes named after the values in the label files, if there is no class list.
 
     Args:
         root: the data root.
-        paths: all labels; those that cannot be read are left to the check.
-        ignored: values that are no class; None: 255, unless but one other value were left (masks of 0 and 255).
+        paths: all labels; the check reports unreadable ones.
+        ignored: values to ignore; None: 255, unless only one other value would be left (masks of 0 and 255).
 
     Returns:
-        Classes ``class_0``, … in the colors of the files' palette, if they have one.
+        Classes ``class_0``, … with the colors of the files' palette, if they have one.
 
     Raises:
-        DataError: no label holds class numbers, or they hold more than 255.
+        DataError: no label has class numbers, or they have more than 255.
     """
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as executor:
         found = list(executor.map(lambda path: _values(root / path), paths))
@@ -172,7 +172,7 @@ def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int
 
 
 def _values(path: Path) -> set[int] | DataError:
-    """The values of one label, or why it has none."""
+    """The values of a label, or why it has none."""
     try:
         return {int(value) for value in np.unique(decode.raw_label(path, LabelRule()))}
     except DataError as error:
@@ -180,7 +180,7 @@ def _values(path: Path) -> set[int] | DataError:
 
 
 def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -> tuple[Color, ...]:
-    """The colors of these values in indexed pictures; empty where one has none of its own, or all are gray."""
+    """The palette colors of these values; empty if a value has no own color, or all colors are gray."""
     found: dict[int, Color] = {}
     for path in paths:
         with suppress(DataError):
@@ -199,7 +199,7 @@ def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -
 
 
 def _columns(line: str) -> list[str]:
-    """What the columns of a header line mean, "" for a word that is not known; empty if it is not a header."""
+    """The meaning of each column of a header line, "" for an unknown word; empty if it is not a header."""
     words = [cell.lower().replace(" ", "_").replace("-", "_") for cell in _cells(line)]
     found = [_MEANINGS.get(word, "") for word in words]
     known = [meaning for meaning in found if meaning]
@@ -208,17 +208,19 @@ def _columns(line: str) -> list[str]:
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a line: between commas, semicolons or tabs, else between blanks."""
+    """The cells of a line, separated by commas, semicolons or tabs, otherwise by blanks."""
     delimiter = max(_DELIMITERS, key=line.count)
     return [cell.strip(' "') for cell in line.split(delimiter if delimiter in line else None)]
 
 
 def _row_of_columns(line: str, columns: Sequence[str], *, where: str) -> Row:
-    """As :func:`_row`, of a line below a header; a name may hold blanks or delimiters of its own."""
+    """As :func:`_row`, for a line below a header; a name may contain blanks or delimiters."""
     cells, place = _cells(line), columns.index("name")
     more = len(cells) - len(columns)
     if more < 0:
-        raise UsageError(f"{where}: {len(cells)} cells, but the header line has {len(columns)}; give each line as many")
+        raise UsageError(
+            f"{where}: {counted(len(cells), 'cell')}, but the header line has {len(columns)}; give each line as many"
+        )
     cells[place : place + more + 1] = [" ".join(cells[place : place + more + 1])]
     row = dict(zip(columns, cells, strict=True))
     value = row.get("value")
@@ -249,10 +251,10 @@ def _row(line: str, *, where: str) -> Row:
 
 
 def safe_palette(count: int) -> tuple[Color, ...]:
-    """Colors that are easily told apart, from each other and from black and white, in each of :data:`VISIONS`.
+    """Colors that are easy to distinguish from each other and from black and white, in each of :data:`VISIONS`.
 
-    Each is the one that is farthest (CIELAB distance, in the vision where it is nearest) from all before it, so that
-    more classes change no color.
+    Each color has the largest distance from all before it (CIELAB, in the vision where this distance is smallest), so
+    more classes do not change earlier colors.
     """
     steps = np.linspace(0, 1, _LEVELS)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -268,7 +270,7 @@ def safe_palette(count: int) -> tuple[Color, ...]:
 
 
 def appearances(colors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How colors look in each of :data:`VISIONS`.
+    """The colors as seen in each of :data:`VISIONS`.
 
     Args:
         colors: (N, 3) sRGB, 0 to 1.
@@ -287,6 +289,6 @@ def _lab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _distance(seen: NDArray[np.float64], index: int) -> NDArray[np.float64]:
-    """(visions, N, 3) -> (N,): how far each color is from one of them, where they look most alike."""
+    """(visions, N, 3) -> (N,): distance of each color from one of them, in the vision where they are most similar."""
     distance: NDArray[np.float64] = np.linalg.norm(seen - seen[:, index, None], axis=2).min(axis=0)
     return distance

@@ -1,6 +1,6 @@
-"""Pairing as rigs record: every sensor has frames of its own times, and the nearest ones show one scene.
+"""Pairing by time: every sensor has frames with its own times, and the nearest ones show the same scene.
 
-Times stand in the files' names or in a table. They are whole nanoseconds throughout, so that nothing is rounded.
+Times come from the files' names or from a table. They are integers of nanoseconds, so nothing is rounded.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from memorysam_cli.dataset import Layout
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 """Of times, in nanoseconds."""
 _LENGTHS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
-"""Digits of today's Unix time → what it counts."""
+"""Digits of a current Unix time → its unit."""
 _DATE = re.compile(
     r"(?<!\d)((?:19[7-9]|20\d)\d)-?(\d\d)-?(\d\d)[T_ -]?(\d\d)[-:._]?(\d\d)[-:._]?(\d\d)(?:[.,_-](\d{1,9}))?(?!\d)"
 )
 _PARTS = re.compile(r"(?<!\d)(\d{10})[_-](\d{9})(?!\d)")
-"""Seconds and nanoseconds, as ROS counts."""
+"""Pattern of ROS's seconds and nanoseconds."""
 _SECONDS = re.compile(r"(?<![\d.])(\d+)\.(\d{1,9})(?![\d.])")
 _MARKED = re.compile(r"(?<![0-9a-z])(\d+)(ns|us|ms|s)(?![0-9a-z])", re.IGNORECASE)
 _UNIX = re.compile(r"(?<!\d)([1-9](?:\d{18}|\d{15}|\d{12}|\d{9}))(?!\d)")
 SINCE_1970 = 10**18
-"""Nanoseconds; a time beyond is a date (of 2001 or later), one below counts from some start."""
+"""Nanoseconds: a larger time is a date (of 2001 or later), a smaller one counts from some start."""
 Clock = tuple[str, int]
-"""How a time is written, and the nanoseconds."""
+"""The notation of a time, and the nanoseconds."""
 
 
 def read_time(text: str) -> Clock | None:
-    """The time that a name holds, to the nanosecond; None for none.
+    """The time in a name, in nanoseconds; None if there is none.
 
     A date (``2023-11-14T22-13-20.123``, in UTC), seconds with a fraction (``1699999999.123456789``, ``12.5``), a number
     with its unit (``120ms``), ROS's seconds and nanoseconds (``1699999999_123456789``), or Unix time of 10, 13, 16 or
@@ -66,16 +66,16 @@ def read_time(text: str) -> Clock | None:
 
 
 def one_clock(folder: str, times: Mapping[str, Clock | None]) -> dict[str, int]:
-    """File → nanoseconds, of times that are all written in one way.
+    """File → nanoseconds, for times with the same notation.
 
     Raises:
-        DataError: a file has none, or they are written in several ways; names two.
+        DataError: a file has no time, or the notations differ; the message names two files.
     """
     first: tuple[str, str] | None = None
     for name, clock in times.items():
         if clock is None:
             raise DataError(
-                f"{folder}: {shown(name)} holds no time that can be told (known: 2023-11-14T22-13-20.123, "
+                f"{folder}: {shown(name)} contains no time that can be read (known: 2023-11-14T22-13-20.123, "
                 "1699999999.123456789, Unix time in s, ms, µs or ns, 120ms); give a table with --times FILE.csv"
             )
         first = first or (name, clock[0])
@@ -88,10 +88,11 @@ def one_clock(folder: str, times: Mapping[str, Clock | None]) -> dict[str, int]:
 
 
 def assign(first: Sequence[int], second: Sequence[int], tolerance: int) -> list[tuple[int, int]]:
-    """Pair two sorted lists of times, one to one: as many pairs as can be, and of these the least sum of offsets.
+    """Pair two sorted lists of times, one to one: as many pairs as possible, and of these the smallest sum of offsets.
 
-    On a line some best pairing never crosses, so that prefixes decide: best(i, j) of the first i and j times leaves out
-    one of both last ones or pairs them. Only pairs within the tolerance are looked at.
+    Times are on a line, so there is a best pairing without crossings, and dynamic programming over prefixes finds it:
+    best(i, j) of the first i and j times leaves out one of the two last ones or pairs them. Only pairs within the
+    tolerance are considered.
 
     Returns:
         Pairs of indices, ascending.
@@ -131,9 +132,10 @@ def assign(first: Sequence[int], second: Sequence[int], tolerance: int) -> list[
 def pair_by_time(
     root: Path, matches: Mapping[Role, Sequence[Match]], layout: Layout, *, whole: Container[Role]
 ) -> Paired:
-    """Pair by the nearest time: each role's files one to one with the first role's, in folders of one recording.
+    """Pair each role's files one to one with the first role's by the nearest time, within one recording (folder).
 
-    As many pairs as can be within the tolerance are made, and of all such ways the one whose offsets sum to the least.
+    There are as many pairs within the tolerance as possible, and of all such pairings the sum of offsets is the
+    smallest.
 
     Args:
         root: the data root, for tables of times.
@@ -142,7 +144,7 @@ def pair_by_time(
         whole: roles without which a scene is left out.
 
     Raises:
-        DataError: files without a time, or with times of several units; clocks that cannot be compared; nothing pairs.
+        DataError: files without a time, or with times in several units; times that cannot be compared; nothing pairs.
     """
     first, *others = matches
     times = clocks(root, {role: [match.path for match in found] for role, found in matches.items()}, layout)
@@ -158,14 +160,16 @@ def pair_by_time(
         alone = len(matches[role]) - len(pairs)
         name = role.lstrip("-")
         notes.append(
-            f"'{name}' pairs by time with '{first}': {len(pairs)} pairs within {span(tolerance)}; without a partner: "
-            f"{len(matches[first]) - len(pairs)} of '{first}', {alone} of '{name}'"
+            f"'{name}' pairs by time with '{first}': {counted(len(pairs), 'pair')} within {span(tolerance)}; "
+            f"without a partner: {len(matches[first]) - len(pairs)} of '{first}', {alone} of '{name}'"
         )
     kept = [row for row in rows.values() if all(role in row or role not in whole for role in others)]
     if not kept:
         raise DataError(f"{shown(root)}: no frame of '{first}' has a partner of every other sensor; widen --tolerance")
     if len(kept) < len(matches[first]):
-        notes.append(f"{len(matches[first]) - len(kept)} of {len(matches[first])} frames of '{first}' are left out")
+        notes.append(
+            f"{len(matches[first]) - len(kept)} of {counted(len(matches[first]), 'frame')} of '{first}' left out"
+        )
     total = sum(len(found) for found in matches.values())
     return Paired(kept, notes, total - sum(len(row) for row in kept))
 
@@ -173,7 +177,7 @@ def pair_by_time(
 def _pairs_in_time(
     first: Sequence[Match], second: Sequence[Match], one: Mapping[str, int], other: Mapping[str, int], tolerance: int
 ) -> list[tuple[Match, Match]]:
-    """The pairs of two roles; files of different recordings, as their folders tell, never pair."""
+    """The pairs of two roles; files of different recordings, by their folders, never pair."""
     recordings: dict[tuple[str | None, tuple[str, ...]], tuple[list[Match], list[Match]]] = defaultdict(
         lambda: ([], [])
     )
@@ -192,14 +196,14 @@ def _pairs_in_time(
 
 
 def _refuse_one_time(paths: Sequence[str], times: Mapping[str, int]) -> None:
-    """Refuse files of one time: which of them shows the scene, their times cannot tell.
+    """Refuse files with the same time, because either could belong to the scene.
 
     Args:
         paths: of one sensor and one recording, by their times.
         times: path → nanoseconds.
 
     Raises:
-        DataError: there are such; names two.
+        DataError: there are such files; the message names two.
     """
     for path, after in pairwise(paths):
         if times[path] == times[after]:
@@ -210,10 +214,10 @@ def _refuse_one_time(paths: Sequence[str], times: Mapping[str, int]) -> None:
 
 
 def _one_table(root: Path, names: Sequence[str]) -> dict[str, Clock]:
-    """File → its time, of all tables.
+    """File → its time, from all tables.
 
     Raises:
-        DataError: as :func:`read_times`, or two tables tell one file's time differently.
+        DataError: as :func:`read_times`, or two tables give a file different times.
     """
     table: dict[str, Clock] = {}
     owners: dict[str, str] = {}
@@ -229,7 +233,7 @@ def _one_table(root: Path, names: Sequence[str]) -> dict[str, Clock]:
 
 
 def clocks(root: Path, paths: Mapping[Role, Sequence[str]], layout: Layout) -> dict[Role, dict[str, int]]:
-    """Role → path → nanoseconds, by the files' names or the layout's tables; files that no table has are left out.
+    """Role → path → nanoseconds, from the files' names or the layout's tables, without files that are in no table.
 
     Raises:
         DataError: as :func:`pair_by_time`.
@@ -245,16 +249,16 @@ def clocks(root: Path, paths: Mapping[Role, Sequence[str]], layout: Layout) -> d
     if len(set(dated.values())) > 1:
         one, other = (next(role for role, is_date in dated.items() if is_date == wanted) for wanted in (True, False))
         raise DataError(
-            f"{shown(root)}: '{one}' tells the date ({shown(starts[one])}), '{other}' counts from some start "
+            f"{shown(root)}: '{one}' contains dates ({shown(starts[one])}), '{other}' counts from some start "
             f"({shown(starts[other])}); give one clock for all with --times FILE.csv"
         )
     return found
 
 
 def offsets(root: Path, scenes: Sequence[Scene], layout: Layout | None) -> dict[str, tuple[int, ...]]:
-    """How far, in nanoseconds, each sensor's and the labels' times are behind the first sensor's; a number per scene.
+    """Nanoseconds of each sensor's and the labels' times after the first sensor's; a number per scene.
 
-    Empty where files do not pair by time, or their times cannot be told any more.
+    Empty if files do not pair by time, or their times are no longer known.
     """
     if layout is None or layout.pair != "nearest":
         return {}
@@ -277,14 +281,14 @@ def offsets(root: Path, scenes: Sequence[Scene], layout: Layout | None) -> dict[
 
 
 def path_stem(path: str) -> str:
-    """The last name without an image's suffix; a fraction of a second is none."""
+    """The last name without an image's suffix; a fraction of a second is not a suffix."""
     name = PurePosixPath(path).name
     suffix = PurePosixPath(path).suffix
     return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
 
 
 def _looked_up(role: Role, paths: Sequence[str], table: Mapping[str, Clock], layout: Layout) -> dict[str, int]:
-    """Path → nanoseconds, of those that a table names: by path, by last name, or without suffix."""
+    """Path → nanoseconds, for files in a table: by path, by last name, or without suffix."""
     found: dict[str, Clock | None] = {}
     for path in paths:
         name = PurePosixPath(path).name
@@ -304,10 +308,10 @@ _FILE_COLUMN = re.compile(r"file|filename|file_name|name|path|image|frame")
 
 
 def read_times(path: Path) -> dict[str, Clock]:
-    """File → its time, of a table with columns ``file`` and ``time`` (or ``time_ns``, ``time_ms``, ``time_s``), or
-    of two columns without a header, as TUM's ``rgb.txt``.
+    """File → its time, from a table.
 
-    Commas, semicolons, tabs or blanks separate them; ``#`` begins a remark.
+    It has columns ``file`` and ``time`` (or ``time_ns``, ``time_ms``, ``time_s``), or two columns without a header, as
+    TUM's ``rgb.txt``. Columns are separated by commas, semicolons, tabs or blanks; ``#`` starts a comment.
 
     Raises:
         DataError: it cannot be read, a row has no file or no time, or a file has two times; ``file:line``.
@@ -342,19 +346,19 @@ def read_times(path: Path) -> dict[str, Clock]:
 
 
 def _table_cells(line: str) -> list[str]:
-    """A row's cells: between commas, semicolons or tabs, else between blanks."""
+    """A row's cells, separated by commas, semicolons or tabs, otherwise by blanks."""
     delimiter = next((each for each in ",;\t" if each in line), None)
     return [cell.strip(' "') for cell in line.split(delimiter)]
 
 
 def _columns_of(cells: Sequence[str]) -> tuple[int, int]:
-    """Which of two cells is the file and which the time; the same twice where that cannot be told."""
+    """Which of two cells is the file and which the time; the same twice if unknown."""
     files = [index for index, cell in enumerate(cells) if cell.lower().endswith(SUFFIXES)]
     return (files[0], 1 - files[0]) if len(cells) == len("ft") and len(files) == 1 else (0, 0)
 
 
 def _table_time(text: str, unit: str | None) -> Clock | None:
-    """A cell's time; a bare number counts what its column says, with a fraction seconds."""
+    """A cell's time; a bare number has the unit of its column, with a fraction seconds."""
     if unit is None or not re.fullmatch(r"\d+(?:\.\d+)?", text):
         return read_time(text)
     whole, _, rest = text.partition(".")
@@ -363,23 +367,23 @@ def _table_time(text: str, unit: str | None) -> Clock | None:
 
 
 def _too_far(root: Path, first: Role, role: Role, times: Mapping[Role, Mapping[str, int]], tolerance: int) -> str:
-    """Why no two frames of two sensors pair, with the least offset."""
+    """Why no frames of two sensors pair, with the smallest offset."""
     known = sorted(times[first].values())
     least = min((abs(time - near) for time in times[role].values() for near in _neighbors(known, time)), default=None)
     nearest = "" if least is None else f"; the nearest two are {span(least)} apart"
     return (
         f"{shown(root)}: no frame of '{role.lstrip('-')}' is within {span(tolerance)} of one of '{first}' in the same "
-        f"folder{nearest}; widen --tolerance, or see whether both clocks run alike"
+        f"folder{nearest}; widen --tolerance, or check that both clocks agree"
     )
 
 
 def _neighbors(times: Sequence[int], time: int) -> Sequence[int]:
-    """Of sorted times, those beside one."""
+    """The neighbors of a time among sorted ones."""
     at = bisect_left(times, time)
     return times[max(0, at - 1) : at + 1]
 
 
 def span(nanoseconds: int) -> str:
-    """A span of time: ``20 ms``, ``1.5 s``, ``300 ns``."""
+    """A duration as text: ``20 ms``, ``1.5 s``, ``300 ns``."""
     unit = next((name for name in ("s", "ms", "us") if abs(nanoseconds) >= UNITS[name]), "ns")
     return f"{nanoseconds / UNITS[unit]:.4g} {unit.replace('u', 'µ')}"

@@ -1,7 +1,7 @@
-"""Anyone's own sensors: patterns for the files of each, paired into scenes and divided into splits.
+"""The user's own sensors: patterns for the files of each, paired into scenes and divided into splits.
 
-What comes out is a manifest like that of any published data set. Frames are treated as is best for their kind of sensor
-unless told otherwise, and what the first few files give reason to say is said before all of them are checked.
+The result is a manifest like that of a published data set. Frames are treated as usual for their kind of sensor, unless
+options say otherwise. Warnings about the first few files are printed before all files are checked.
 """
 
 from __future__ import annotations
@@ -45,53 +45,53 @@ from memorysam_cli.data.own.sensors import (
 from memorysam_cli.dataset import IGNORE, Color, DatasetInfo, Interpolation, Kind, LabelRule, Layout, Modality
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import images
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 LABEL = "--labels"
 NO_LABELS = "test"
-"""The one split of a data set without labels."""
+"""The only split of a data set without labels."""
 NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colors=False, mapping=())
-"""Of a data set that can only be predicted: the weights' classes count there."""
+"""The class of a data set without labels; for prediction, the weights' classes are used."""
 SHARES: Shares = (0.8, 0.1, 0.1)
 NAMED = 5
-"""Classes that a line names."""
+"""Number of classes in a message."""
 
 
 @dataclass(frozen=True)
 class FolderRequest:
-    """What ``memorysam prepare folder`` was asked to do."""
+    """The options of ``memorysam prepare folder``."""
 
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     modalities: Mapping[str, tuple[Pattern, ...]]
     """Name → one pattern, or two for an angle: sine and cosine."""
     labels: Pattern | None = None
     classes: ClassList | None = None
-    """None with labels: they are called after the labels' values."""
+    """None with labels: classes are named after the labels' values."""
     split: Shares | Mapping[str, Path] | None = None
-    """Shares, or a list file for each split; None: SHARES, or what ``{split}`` matches."""
+    """Shares, or a list file for each split; None: SHARES, or the values of ``{split}``."""
     kinds: Mapping[str, Kind] = field(default_factory=dict)
-    """Those that are not to be guessed."""
+    """The kinds given by the user; others are guessed."""
     channels: Mapping[str, Sequence[int]] = field(default_factory=dict)
     bands: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
     ignore: tuple[int, ...] | None = None
-    """None: 255, unless labels without a class list hold but one other value."""
+    """None: 255, unless labels without a class list have only one other value."""
     label_shift: int = 0
     seed: int = 0
     nodata: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Stored values that are no measurement."""
+    """Stored values that are not measurements."""
     resize: Mapping[str, Interpolation] = field(default_factory=dict)
-    """How sensors are resampled, where their kind does not decide."""
+    """Resampling of sensors that differs from their kind's default."""
     pair: Literal["name", "nearest"] = "name"
     tolerance_ns: int | None = None
     times: tuple[str, ...] = ()
     """Tables of times, relative to the root."""
     measured: Measured = "others"
-    """Whose normalization follows from the data, so that nothing need be said about their ranges."""
+    """Sensors that are normalized by their own values, so that their ranges need no remark."""
 
     def in_frames(self) -> FolderRequest:
-        """Sensors with more than three channels as sensors of three each, which share files and all that was said.
+        """Sensors with more than three channels as sensors of three each, which share files and options.
 
         Raises:
             UsageError: one of these has the name of another sensor.
@@ -120,7 +120,7 @@ class FolderRequest:
         )
 
     def layout(self) -> Layout:
-        """What is remembered for the next recording."""
+        """The layout to store for the next recording."""
         return Layout(
             modalities={name: tuple(pattern.text for pattern in group) for name, group in self.modalities.items()},
             labels=None if self.labels is None else self.labels.text,
@@ -130,7 +130,7 @@ class FolderRequest:
         )
 
     def patterns(self) -> dict[Role, Pattern]:
-        """All patterns by what they stand for."""
+        """All patterns by their role."""
         found = {
             _role(name, part): pattern for name, group in self.modalities.items() for part, pattern in enumerate(group)
         }
@@ -142,11 +142,12 @@ class FolderSurvey:
     """The scenes of a folder."""
 
     manifest: Manifest
-    """Not written yet; files that a scene lacks are named as they were expected, for the check to find missing."""
+    """The manifest, not written yet. Missing files of a scene have their expected names, so that the check reports
+    them."""
     notes: tuple[str, ...]
-    """What was assumed."""
+    """Assumptions that were made."""
     laws: Laws
-    """That no file was passed over."""
+    """The checked law: no file was skipped."""
 
 
 def survey(root: Path, request: FolderRequest) -> FolderSurvey:
@@ -160,9 +161,9 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         The manifest; scenes sorted by split and id.
 
     Raises:
-        DataError: no file matches a pattern, a label is a sensor's file as well, files do not pair, a list names what
-            is not there.
-        UsageError: a kind cannot be told, or ``{split}`` stands in some patterns only.
+        DataError: no file matches a pattern, a label is also a sensor's file, files do not pair, or a list names
+            unknown files.
+        UsageError: a kind is unknown, or ``{split}`` is only in some patterns.
     """
     asked, request = request.modalities, request.in_frames()
     patterns = request.patterns()
@@ -210,7 +211,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
 
 
 def _notes_on_frames(asked: Iterable[str], request: FolderRequest) -> list[str]:
-    """Which sensors of many channels become which frames."""
+    """Lines on sensors of many channels that become several frames."""
     frames = {name: [each for each in request.modalities if each.startswith(f"{name}-")] for name in asked}
     return [
         f"'{name}' is fed as the frames {', '.join(parts)}"
@@ -220,16 +221,16 @@ def _notes_on_frames(asked: Iterable[str], request: FolderRequest) -> list[str]:
 
 
 def _role(name: str, part: int) -> Role:
-    """The name of a modality's n-th file."""
+    """The role of a modality's n-th file."""
     return f"{name}+{part}" if part else name
 
 
 def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest) -> None:
-    """``{split}`` stands in all patterns or in none."""
+    """Refuse ``{split}`` in only some of the patterns."""
     with_split = [pattern.text for pattern in patterns.values() if pattern.has_split]
     without = [pattern.text for pattern in patterns.values() if not pattern.has_split]
     if with_split and request.split is not None:
-        raise UsageError(f"--split: '{with_split[0]}' tells the splits already; leave one of them out")
+        raise UsageError(f"--split: '{with_split[0]}' already defines the splits; leave one of them out")
     if with_split and without:
         raise UsageError(
             f"pattern '{without[0]}': has no {{split}}, but '{with_split[0]}' has; write it in all or in none"
@@ -237,7 +238,7 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest)
 
 
 def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> None:
-    """Channels are counted from 0 and the bands of rasters from 1: each way of counting is for its own files."""
+    """Refuse ``--channels`` (from 0) for rasters and ``--bands`` (from 1) for other files."""
     for name, numbers in request.channels.items():
         raster = next((match.path for match in matches[name] if _is_raster(match.path)), None)
         if raster is not None:
@@ -257,12 +258,12 @@ def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderR
 
 
 def _is_raster(path: str) -> bool:
-    """By its name; whether it is what it is called, the check will tell."""
+    """Whether a file is a raster, by its name; the check reads its content."""
     return path.lower().endswith((".tif", ".tiff"))
 
 
 def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]]:
-    """The sensors, and what was guessed about them."""
+    """The sensors, and guesses about them."""
     made, notes = [], []
     for name, group in request.modalities.items():
         kind = request.kinds.get(name)
@@ -297,7 +298,7 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
 
 
 def _with_classes_found(root: Path, labels: Sequence[Match], request: FolderRequest) -> tuple[FolderRequest, str]:
-    """The request with a class for each value of the labels, and a line that says so."""
+    """The request with a class for each value of the labels, and a line on it."""
     if request.label_shift:
         raise UsageError("--label-shift: without --classes, the labels' own values are the classes; leave it out")
     found = classes_of_values(root, [label.path for label in labels], ignored=request.ignore)
@@ -309,7 +310,7 @@ def _with_classes_found(root: Path, labels: Sequence[Match], request: FolderRequ
 
 
 def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
-    """A network that sees the answer would learn nothing else."""
+    """Refuse labels as a sensor, because the network would see the answer."""
     labels = {match.path for match in matches.get(LABEL, ())}
     for role, found in matches.items():
         both = next((match.path for match in found if role != LABEL and match.path in labels), None)
@@ -320,10 +321,10 @@ def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
 
 
 def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> Paired:
-    """One row per scene: what matched for each role that the scene has; and how they were paired, if not by name."""
+    """One row per scene: the matches of each role; and how they were paired, if not by name."""
     layout = request.layout()
     if layout.pair == "nearest":
-        # Lists name scenes, and a whole split may have no labels: there, what lacks a label is for the check to tell.
+        # Lists name scenes, and a whole split may have no labels; the check reports missing labels.
         may_lack = isinstance(request.split, Mapping) or any(
             pattern.has_split for pattern in request.patterns().values()
         )
@@ -335,19 +336,19 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
         raise _unpaired(sources, request) from None
     lacking = sum(not set(matches) - {LABEL} <= set(row) for row in paired.rows)
     if lacking and _hold_times(match for found in matches.values() for match in found):
-        note = f"{lacking} of {len(paired.rows)} names are not in every sensor's folder; {BY_TIME}"
+        note = f"{lacking} of {counted(len(paired.rows), 'name', 'is')} not in every sensor's folder; {BY_TIME}"
         return replace(paired, notes=[*paired.notes, note])
     return paired
 
 
 PAIR_BY_TIME = {"--pair": "nearest", "--tolerance": "20ms"}
-"""What is proposed where the names hold times."""
+"""The proposed tolerance if the names have times."""
 TOLERANCE_NS = 20_000_000
-BY_TIME = f"the names hold times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
+BY_TIME = f"the names contain times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
 
 
 class TimesDifferError(DataError):
-    """Files pair by no name, and all names hold times: those may pair by the nearest ones."""
+    """Files do not pair by name, but all names have times: they may pair by the nearest ones."""
 
 
 def _hold_times(matches: Iterable[Match]) -> bool:
@@ -355,9 +356,9 @@ def _hold_times(matches: Iterable[Match]) -> bool:
 
 
 def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> DataError:
-    """Which files pair with no others, and what to type."""
+    """The files that do not pair, and what to do."""
     lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
-    assert lonely is not None  # else they pair
+    assert lonely is not None  # otherwise they pair
     other = next(role for role in sources if role != lonely)
     one, two = (min(sources[role]) for role in (lonely, other))
     names = (
@@ -374,7 +375,7 @@ def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderReques
 
 
 def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
-    """The options whose patterns write out what a folder's names share, if the files pair by what is left."""
+    """Options with patterns that include the common part of a folder's names, if the files then pair."""
     patterns = request.patterns()
     narrow = {role: patterns[role].narrowed(found.values()) or patterns[role] for role, found in sources.items()}
     again = {role: [narrow[role].match(match.path) for match in found.values()] for role, found in sources.items()}
@@ -392,7 +393,7 @@ def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: Fo
 
 
 def _first(row: Mapping[Role, Match], request: FolderRequest) -> Match:
-    """The file after which a scene is called."""
+    """The file that gives a scene its name."""
     return next(row[role] for role in request.patterns() if role in row)
 
 
@@ -402,7 +403,7 @@ def _id(row: Mapping[Role, Match], request: FolderRequest) -> str:
 
 
 def _scene(row: Mapping[Role, Match], *, request: FolderRequest) -> Scene:
-    """A scene; files that it lacks are named as they would be expected."""
+    """A scene; missing files have their expected names."""
     first = _first(row, request)
 
     def path(role: Role, pattern: Pattern) -> str:
@@ -419,7 +420,7 @@ def _scene(row: Mapping[Role, Match], *, request: FolderRequest) -> Scene:
 def _divided(
     scenes: Sequence[Scene], *, labeled: set[str], request: FolderRequest
 ) -> tuple[list[Scene], tuple[str, ...], list[str]]:
-    """The scenes with their splits, the splits without labels, and what is to be said."""
+    """The scenes with their splits, the splits without labels, and remarks."""
     notes: list[str] = []
     if scenes[0].split:
         splits = {scene.id: scene.split for scene in scenes}
@@ -427,12 +428,14 @@ def _divided(
         files = {scene.id: [path for group in scene.files.values() for path in group] for scene in scenes}
         splits = split_by_lists(files, request.split)
         if len(splits) < len(scenes):
-            notes.append(f"{len(scenes) - len(splits)} of {len(scenes)} scenes are in no list and left out")
+            notes.append(
+                f"{len(scenes) - len(splits)} of {counted(len(scenes), 'scene', 'is')} in no list and left out"
+            )
     elif request.labels is None and request.split is None:
         splits = dict.fromkeys((scene.id for scene in scenes), NO_LABELS)
     else:
         splits = split_by_shares([scene.id for scene in scenes], request.split or SHARES, seed=request.seed)
-    # A whole split without labels is meant so (a test set); a scene without its label is a fault, for the check.
+    # A whole split without labels is intended (a test set); a single missing label is a problem for the check.
     is_chance = request.labels is not None and not isinstance(request.split, Mapping) and not scenes[0].split
     with_labels = {splits[name] for name in labeled if name in splits}
     order = splits_in_order(list(splits.values()))
@@ -467,7 +470,7 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
     if mapping and request.label_shift:
         raise UsageError(f"--label-shift {request.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
-    # 255 is ignored unless told otherwise; any other value was given.
+    # 255 is ignored by default; any other value was given.
     if both := sorted(listed & set(ignored) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
     ignore = tuple(value for value in ignored if value not in listed)
@@ -475,10 +478,10 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
 
 
 def _first_in_color(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
-    """The first label that is a picture in colors; None if the labels hold class numbers.
+    """The first label that is a color picture; None if the labels have class numbers.
 
-    A palette's picture and one of four channels may be either. Where the class list has colors, they are colors if
-    most of those found are the classes'; where it has none, they are numbers if they can be.
+    A picture with a palette and one with four channels may be either. If the class list has colors, it is a color
+    picture if most of its colors are those of classes. Otherwise its values are numbers if that is possible.
     """
     seen: dict[str, set[Color]] = {}
     for path in paths:
@@ -490,7 +493,7 @@ def _first_in_color(root: Path, paths: Sequence[str], classes: ClassList) -> str
                 seen[path] = _colors(images.read(root / path))
             elif not decode.is_number(images.read(root / path, as_numbers=True)):
                 return path
-        except DataError:  # the check will tell
+        except DataError:  # the check reports it
             continue
     found: set[Color] = set().union(*seen.values())
     return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
@@ -503,16 +506,17 @@ def _colors(picture: Any) -> set[Color]:
 
 
 def notes_on_labels(manifest: Manifest) -> list[str]:
-    """A word on labels that count from 1, on masks of one class and 'ignored' only, as 0 and 255 often are, and on a
-    class whose number the files' own tag calls nodata."""
+    """Remarks on labels that count from 1, on masks with one class and 'ignored' only (often 0 and 255), and on a class
+    whose number is the files' own nodata value."""
     return [*_notes_on_numbers(manifest), *_notes_on_tags(manifest)]
 
 
 def _notes_on_tags(manifest: Manifest) -> list[str]:
-    """GIS programs write 0 there unasked: it may be a class or not, so that it is kept and said."""
+    """Remarks on nodata tags: GIS programs write 0 there by default, which may be a class, so it is kept and
+    reported."""
     rule, tags = manifest.info.label, set()
     for path in [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]:
-        with suppress(DataError):  # the check will tell
+        with suppress(DataError):  # the check reports it
             tags.add(images.header(manifest.root / path).nodata)
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
@@ -524,14 +528,14 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
 
 
 def _notes_on_numbers(manifest: Manifest) -> list[str]:
-    """What the first labels' values give reason to say."""
+    """Remarks on the first labels' values."""
     rule = manifest.info.label
     if rule.mapping or rule.colors:
         return []
     paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
     try:
         found = {int(value) for path in paths for value in np.unique(decode.raw_label(manifest.root / path, rule))}
-    except DataError:  # the check will tell
+    except DataError:  # the check reports it
         return []
     given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):

@@ -1,10 +1,11 @@
 """HHA: depth as horizontal disparity, height above ground, and angle with gravity; one image, or a whole folder.
 
 After Gupta, Girshick, Arbeláez and Malik, "Learning Rich Features from RGB-D Images for Object Detection and
-Segmentation" (ECCV 2014), and their way to find gravity (CVPR 2013). Written from the papers; the scaling to 8 bits is
-that of the HHA images in use, and can be changed for scenes larger than a room.
+Segmentation" (ECCV 2014), and their method to estimate gravity (CVPR 2013). Written from the papers. The scaling to 8
+bits is that of common HHA images, and can be changed for scenes larger than a room.
 
-Camera coordinates: x to the right, y down, z forwards, in meters. All arrays are (H, W) float64 unless said otherwise.
+Camera coordinates: x to the right, y down, z forwards, in meters. All arrays are (H, W) float64 unless stated
+otherwise.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ Map = npt.NDArray[np.float64]
 Vector = tuple[float, float, float]
 
 DOWN: Vector = (0.0, 1.0, 0.0)
-"""Gravity of a camera that is held level."""
+"""Gravity for a level camera."""
 DEGREES_OFFSET = 38
 """Added to the angle, so that 90° is 128."""
 STEPS = ((45.0, 5), (15.0, 5))
-"""Gravity: within how many degrees a surface counts as floor or wall, and how often that is repeated."""
+"""Estimation of gravity: within how many degrees a surface counts as floor or wall, and the number of repetitions."""
 LOWEST_PERCENT = 0.5
-"""Of the points lie below the ground: they are noise."""
+"""% of the points that may be below the ground, as noise."""
 NEAR_GROUND_M, GUESSED_GROUND_M = 0.9, 1.3
-"""Where nothing is seen this far below the camera, no ground is in view: it is taken to be GUESSED_GROUND_M below."""
+"""If no point is this far below the camera, the ground is not visible and assumed to be GUESSED_GROUND_M below."""
 MOST_NORMALS = 50_000
-"""Surface normals that gravity is estimated from, evenly taken from the image."""
+"""Number of surface normals, evenly chosen from the image, for estimating gravity."""
 LEAST_POINTS = 8
-"""Measurements in a window, for a surface to be fitted."""
+"""Smallest number of measurements in a window for fitting a plane."""
 MARKER = "hha.json"
-"""In the output folder: how its images were made."""
+"""File in the output folder with the settings of its images."""
 MILLIMETRES = 0.001
 """In meters."""
 DEPTH = Modality(name="depth", kind="depth")
 THREADS = 8
-"""At most; each needs some 200 bytes per pixel."""
+"""Largest number of threads; each needs some 200 bytes per pixel."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +68,27 @@ class Camera:
 class Encoding:
     """How meters and degrees become 8 bits.
 
-    Red: ``255 · nearest / z``, from 1 to 255. Green: ``255 · height / tallest``, from 0 to 255. Blue: the angle
-    between the surface's normal, pointing away from the camera, and gravity, in degrees, plus 38: floor 38, wall 128,
-    ceiling 218. A pixel without a measurement is 0 in all three; one without enough neighbors for a surface has the
+    Red: ``255 · nearest / z``, from 1 to 255. Green: ``255 · height / tallest``, from 0 to 255. Blue: the angle in
+    degrees between gravity and the surface's normal, pointing away from the camera, plus 38: floor 38, wall 128,
+    ceiling 218. A pixel without a measurement is 0 in all three. A pixel with too few neighbors for a surface has the
     angle of a wall.
     """
 
     nearest: float = 310 / 255
-    """The distance in meters that becomes 255; what is nearer, too. The usual HHA images have 31000 / centimeters."""
+    """The distance in meters that becomes 255, as do smaller ones. Common HHA images have 31000 / centimeters."""
     tallest: float = 2.55
-    """The height in meters that becomes 255; what is higher, too. The usual: a centimeter per step."""
+    """The height in meters that becomes 255, as do larger ones. Common: 1 cm is one step."""
     camera_height: float | None = None
-    """Of the camera above the ground in meters; None: the ground is where the lowest points of each image are."""
+    """Height of the camera above the ground in meters; None: the ground is at the lowest points of each image."""
     gravity: Vector | None = None
-    """Where down is, in camera coordinates; None: found in each image."""
+    """Direction of gravity, in camera coordinates; None: estimated in each image."""
 
 
 def encode(depth: Map, camera: Camera, encoding: Encoding | None = None) -> npt.NDArray[np.uint8]:
     """Encode one depth image.
 
     Args:
-        depth: (H, W) in meters along the optical axis; 0 where there is no measurement.
+        depth: (H, W) in meters along the optical axis; 0 for no measurement.
         camera: of this image size.
         encoding: the default is as in the paper's images.
 
@@ -123,17 +124,17 @@ def rays(shape: tuple[int, ...], camera: Camera) -> tuple[Map, Map]:
 def surface_normals(depth: Map, across: Map, down: Map) -> Map:
     """The unit normal of the surface at every pixel, pointing away from the camera.
 
-    A plane is linear in image coordinates where depth is not: ``1/z = a·x/z + b·y/z + c``. It is fitted by least
-    squares in a square window; at edges, that one of nine windows around the pixel counts that fits best and agrees
-    with the pixel itself.
+    In image coordinates a plane is linear in inverse depth: ``1/z = a·x/z + b·y/z + c``. It is fitted by least squares
+    in a square window. At edges, of nine windows around the pixel, the one that fits best and agrees with the pixel
+    itself is used.
 
     Args:
-        depth: (H, W) in meters, 0 where there is no measurement.
+        depth: (H, W) in meters, 0 for no measurement.
         across: x / z.
         down: y / z.
 
     Returns:
-        (H, W, 3); NaN where there are too few measurements.
+        (H, W, 3); NaN if there are too few measurements.
     """
     radius = max(2, round(depth.shape[0] / 96))
     is_measured = depth > 0
@@ -141,7 +142,7 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
     planes, spread = _planes(inverse, is_measured, across, down, radius=radius)
 
     def misfit(shift: tuple[int, int]) -> tuple[Map, Map]:
-        """The planes of the windows that are shifted so, and how badly they suit each pixel."""
+        """The planes of the windows with this shift, and their error at each pixel."""
         shifted, rms = _moved(planes, shift), _moved(spread, shift)
         predicted = shifted[..., 0] * across + shifted[..., 1] * down + shifted[..., 2]
         worse = np.abs(predicted - inverse) + rms
@@ -149,7 +150,7 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
         return shifted, worse
 
     best, best_misfit = misfit((0, 0))
-    best_misfit = best_misfit / 2  # on a flat surface the centered window is the one to take
+    best_misfit = best_misfit / 2  # on a flat surface the centered window is best
     for rows in (-radius, 0, radius):
         for columns in (-radius, 0, radius):
             shifted, worse = misfit((rows, columns))
@@ -162,13 +163,13 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
 
 
 def find_gravity(normals: Map) -> Vector:
-    """The direction that most floors are along and most walls across, beginning with that of a level camera.
+    """The direction parallel to most floor normals and perpendicular to most wall normals, by iteration.
 
     Args:
         normals: (H, W, 3) from :func:`surface_normals`; NaN is left out.
 
     Returns:
-        A unit vector in camera coordinates; that of a level camera where there is nothing to tell.
+        A unit vector in camera coordinates; that of a level camera if there is no information.
     """
     known = normals[~np.isnan(normals[..., 0])]  # (H, W, 3) -> (N, 3)
     known = known[:: max(1, len(known) // MOST_NORMALS)]
@@ -196,7 +197,7 @@ def _ground(height: Map, encoding: Encoding) -> float:
 
 
 def _planes(inverse: Map, is_measured: Any, across: Map, down: Map, *, radius: int) -> tuple[Map, Map]:
-    """The plane (a, b, c) around every pixel, (H, W, 3), and the root mean square of what it leaves; NaN: no plane."""
+    """The plane (a, b, c) around every pixel, (H, W, 3), and its root mean square error; NaN: no plane."""
     weight = is_measured.astype(np.float64)
     side = 2 * radius + 1
 
@@ -226,7 +227,7 @@ def _planes(inverse: Map, is_measured: Any, across: Map, down: Map, *, radius: i
 
 
 def _moved(values: Map, shift: tuple[int, int]) -> Map:
-    """``values`` of the pixel that lies ``shift`` rows and columns away; NaN beyond the border."""
+    """``values`` of the pixel ``shift`` rows and columns away; NaN beyond the border."""
     moved = np.full_like(values, np.nan)
     rows, columns = shift
     height, width = values.shape[:2]
@@ -242,14 +243,15 @@ class Depths:
     """How stored values become meters."""
 
     scale: float | None = None
-    """Meters per unit; None: a thousandth for whole numbers, 1 for floating point."""
+    """Meters per unit; None: 0.001 for integers, 1 for floating point."""
     farthest: float | None = None
-    """Meters; what is farther counts as not measured."""
+    """Meters; larger distances count as not measured."""
 
     def read(self, path: Path) -> Map:
-        """A depth image in meters, 0 where nothing was measured.
+        """A depth image in meters, 0 for no measurement.
 
-        That is 0 itself, less, the largest whole number there is, NaN, infinity, and what a TIFF's own tag says.
+        No measurement are 0, negative values, the largest integer of the type, NaN, infinity, and a TIFF's own nodata
+        value.
 
         Returns:
             (H, W) float64.
@@ -277,7 +279,7 @@ class Depths:
 
 @dataclass(frozen=True)
 class HhaSettings:
-    """How depth images become HHA images."""
+    """The settings of a conversion."""
 
     camera: Camera
     depths: Depths = field(default_factory=Depths)
@@ -286,30 +288,31 @@ class HhaSettings:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be done."""
+    """The work to do."""
 
     jobs: tuple[tuple[Path, Path], ...]
-    """Depth image and HHA image, of those that are not done."""
+    """Depth image and HHA image, for each that is not done."""
     done: int
     """HHA images that are newer than their depth image."""
     out: Path
     settings: HhaSettings
     notes: tuple[str, ...] = ()
-    """What lies beside the depth images and is none, by suffix and count."""
+    """Other files beside the depth images, by suffix and count."""
 
 
 def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSettings) -> Conversion:
-    """Find out what is to be done; nothing is written.
+    """Find out what to do; nothing is written.
 
     Args:
         root: the data root.
         pattern: of the depth images.
-        out: the output folder; each HHA image lies in it as its depth image lies below the pattern's fixed folder.
+        out: the output folder. An HHA image has the same path in it as its depth image below the pattern's fixed
+            folder.
         settings: stored with the images.
 
     Raises:
         DataError: no depth image, or two would become one HHA image.
-        UsageError: the folder holds other things, or HHA images made with other arguments; it is left untouched.
+        UsageError: the folder has other files, or HHA images with other settings; it does not change.
     """
     _refuse_foreign(out, settings)
     targets: dict[Path, Path] = {}
@@ -320,17 +323,17 @@ def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSet
         if other != root / match.path:
             raise DataError(f"{other} and {root / match.path} would both become {out / inside}; choose by the pattern")
     jobs = tuple((depth, target) for target, depth in targets.items() if not _is_done(depth, target))
-    # A pattern without a folder of its own meets all sensors, and what is written here.
+    # A pattern without a folder matches all sensors, and the files written here.
     notes = notes_on_others(root, [pattern], {match.path for match in matches}) if pattern.folder else []
     return Conversion(jobs, done=len(targets) - len(jobs), out=out, settings=settings, notes=tuple(notes))
 
 
 def convert(work: Conversion, *, advance: Callable[[], object] | None = None) -> None:
-    """Write the HHA images that are missing, each all or nothing, with several threads.
+    """Write the missing HHA images, each completely or not at all, with several threads.
 
     Raises:
-        DataError: a depth image is unusable; what is done stays.
-        UsageError: the camera's center lies outside an image.
+        DataError: a depth image is unusable; finished images stay.
+        UsageError: the camera's center is outside an image.
         EnvironmentFault: the disk is full or read-only.
     """
     camera = work.settings.camera
@@ -358,12 +361,12 @@ def convert(work: Conversion, *, advance: Callable[[], object] | None = None) ->
 
 
 def _refuse_foreign(out: Path, settings: HhaSettings) -> None:
-    """Refuse an output folder that is not ours or was made otherwise."""
+    """Refuse an output folder that is not ours or has other settings."""
     if not (out / MARKER).is_file():
         if out.is_file() or sample_names(out, count=1):
             raise UsageError(f"--out {out}: holds other files, not HHA images of ours; give another folder")
         return
-    # As JSON, which has no tuples. A first run that failed at once has left nothing but the settings.
+    # As JSON, which has no tuples. A first run that failed at once has left only the settings.
     is_begun = sample_names(out) != [MARKER]
     if is_begun and documents.to_json(documents.read_json(out / MARKER)) != documents.to_json(asdict(settings)):
         raise UsageError(

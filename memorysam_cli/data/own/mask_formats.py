@@ -1,8 +1,8 @@
-"""Masks in the forms of other tools, and labels from them: ``memorysam convert``.
+"""Masks in the formats of other tools, and labels from them: ``memorysam convert``.
 
-A reader makes :class:`~memorysam_cli.data.own.annotated.Annotated` pictures of what a tool wrote, a writer makes of
-these what the tool reads. Both stand in :data:`FORMATS`, so that whatever can be read can be written in any form. Here
-are the forms that are folders of masks: our own, CVAT's Segmentation mask 1.1, FiftyOne's.
+A reader converts a tool's files into :class:`~memorysam_cli.data.own.annotated.Annotated` pictures; a writer converts
+these into the tool's files. Both are in :data:`FORMATS`, so that any format can be converted into any other. This
+module has the formats that are folders of masks: our own, CVAT's Segmentation mask 1.1, FiftyOne's.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ from memorysam_cli.data.own.sensors import told_kinds
 from memorysam_cli.dataset import IGNORE, Color, LabelRule, is_inside
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 CLASSES, MASKS, LEDGER = "classes.json", "masks", "predictions.jsonl"
-"""What ``predict`` writes, and so does ``convert --to masks``."""
+"""The format of ``predict`` and of ``convert --to masks``."""
 LABELMAP, CVAT_MASKS, CVAT_LIST = "labelmap.txt", "SegmentationClass", "ImageSets/Segmentation/default.txt"
 TARGETS, PICTURES, LABELS = "mask_targets.json", "data", "labels"
 BACKGROUND = "background"
-"""What CVAT calls pixels without a label."""
+"""CVAT's name for pixels without a label."""
 VOID = "__ignored__"
-"""The same where a class is called background."""
+"""The same if a class has the name background."""
 NAMED = 3
-"""Names that a line shows."""
+"""Number of names in a message."""
 _LINE = re.compile(r"(.+?)\s*:\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*:[^:]*:[^:]*")
-"""Of ``labelmap.txt``: name, red, green, blue, parts, actions."""
+"""Columns of ``labelmap.txt``: name, red, green, blue, parts, actions."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A form of masks that a tool reads and writes."""
+    """A format of masks that a tool reads and writes."""
 
     read: Callable[[Path, Request], Annotated]
     write: Callable[[ClassList, Maps, Path, Request], None]
     is_file: bool = False
-    """One file of JSON; else a folder."""
+    """One JSON file; otherwise a folder."""
 
 
 def recognize(source: Path) -> str:
-    """The name of the form that a file or a folder has.
+    """The name of a file's or folder's format.
 
     Raises:
-        UsageError: it is a file and no JSON.
+        UsageError: it is a file but not JSON.
     """
     if source.is_dir():
         if (source / LABELMAP).is_file() or (source / CVAT_MASKS).is_dir():
@@ -86,15 +86,15 @@ def recognize(source: Path) -> str:
 
 
 def read(source: Path, form: str, request: Request) -> Annotated:
-    """List what a tool has annotated; the pixels are read later, by :meth:`Annotated.maps`.
+    """List the annotations of a tool; the pixels are read later, by :meth:`Annotated.maps`.
 
     Args:
         source: the file or the folder.
-        form: of :data:`FORMATS`.
+        form: a key of :data:`FORMATS`.
         request: classes, background and pictures.
 
     Raises:
-        DataError: the source is not what the form says: where, and what is wrong.
+        DataError: the source does not have this format; the message has the place and the problem.
         UsageError: there are no class names, or ``--classes`` or ``--background`` do not fit.
     """
     found = FORMATS[form].read(source, request)
@@ -104,7 +104,7 @@ def read(source: Path, form: str, request: Request) -> Annotated:
         found = replace(found, pictures=tuple(_with_files(found.pictures, request.pictures)))
     if not found.pictures:
         raise DataError(
-            f"{shown(source)}: none of its {len(found.left_out)} pictures is annotated; annotate some first"
+            f"{shown(source)}: none of its {counted(len(found.left_out), 'picture')} is annotated; annotate some first"
         )
     _refuse_names(source, found.pictures)
     return found
@@ -114,17 +114,17 @@ def write(found: Annotated, form: str, out: Path, request: Request, *, advance: 
     """Write class maps for a tool, all or nothing.
 
     Args:
-        found: of :func:`read`.
-        form: of :data:`FORMATS`.
-        out: a folder, or a file where the form is one; not there yet.
-        request: likewise.
+        found: from :func:`read`.
+        form: a key of :data:`FORMATS`.
+        out: a folder, or a file if the format is one; it must not exist.
+        request: the same as for reading.
         advance: called after each picture.
 
     Returns:
-        The laws that were kept.
+        The checked laws.
 
     Raises:
-        DataError: pixels cannot be read, or the form cannot hold a name.
+        DataError: pixels cannot be read, or the format cannot represent a name.
         EnvironmentFault: it cannot be written.
     """
     written = 0
@@ -140,18 +140,21 @@ def write(found: Annotated, form: str, out: Path, request: Request, *, advance: 
 
 
 def remarks(found: Annotated, form: str) -> list[str]:
-    """Lines on what the class maps that were read do not show.
+    """Lines on annotations that are not in the class maps.
 
     Args:
-        found: all of whose maps were read.
-        form: that they were read from.
+        found: with all maps read.
+        form: of the source.
     """
     tally, lines = found.tally, list(found.notes)
     if found.left_out:
         named = few([shown(name) for name in found.left_out], NAMED)
-        lines.append(f"{len(found.left_out)} pictures are not annotated and left out: {named}")
+        lines.append(f"{counted(len(found.left_out), 'picture', 'is')} not annotated and left out: {named}")
     if tally.overlapping:
-        lines.append(f"{tally.overlapping} pixels are in annotations of two classes; the later one in the file counts")
+        lines.append(
+            f"{counted(tally.overlapping, 'pixel', 'is')} in annotations of two classes; the later one in the file "
+            "counts"
+        )
     if tally.unknown and form != "masks":
         share = 100 * tally.unknown / (tally.known + tally.unknown)
         lines.append(
@@ -162,7 +165,7 @@ def remarks(found: Annotated, form: str) -> list[str]:
 
 
 def _with_background(found: Annotated, name: str) -> Annotated:
-    """Pixels without a class become one of this name, a new one if there is none."""
+    """Give pixels without a class the class of this name, a new one if there is none."""
     names, palette = found.classes.names, found.classes.palette
     if name in names:
         return replace(found, background=names.index(name))
@@ -173,12 +176,12 @@ def _with_background(found: Annotated, name: str) -> Annotated:
 
 
 def _with_files(pictures: Sequence[Picture], folder: Path) -> Iterator[Picture]:
-    """The pictures, called as their files in a folder are."""
+    """The pictures with the names of their files in a folder."""
     there = _files_by_stem(folder)
     lacking = [picture.stem for picture in pictures if picture.stem not in there]
     if lacking:
         raise DataError(
-            f"--images {shown(folder)}: has no picture of {len(lacking)} of {len(pictures)} masks "
+            f"--images {shown(folder)}: has no picture of {len(lacking)} of {counted(len(pictures), 'mask')} "
             f"({few([shown(name) for name in lacking], NAMED)}); there are {few(sorted(there), NAMED) or 'none'}"
         )
     for picture in pictures:
@@ -186,7 +189,7 @@ def _with_files(pictures: Sequence[Picture], folder: Path) -> Iterator[Picture]:
 
 
 def _files_by_stem(folder: Path) -> dict[str, str]:
-    """The pictures in a folder and those below it, by their names without suffix."""
+    """The pictures in a folder and below it, by their names without suffix."""
     found: dict[str, str] = {}
     for inside, names in listing.walk(folder):
         for path in (f"{inside}/{name}" if inside else name for name in names):
@@ -196,7 +199,7 @@ def _files_by_stem(folder: Path) -> dict[str, str]:
 
 
 def _refuse_names(source: Path, pictures: Sequence[Picture]) -> None:
-    """Refuse names that would leave the output folder, meet in one file, or take more than a line."""
+    """Refuse names that would leave the output folder, give the same file, or need more than a line."""
     for picture in pictures:
         if not is_inside(picture.name) or not picture.name.isprintable() or not picture.stem:
             raise DataError(
@@ -209,7 +212,7 @@ def _refuse_names(source: Path, pictures: Sequence[Picture]) -> None:
 def _read_masks(source: Path, request: Request) -> Annotated:
     whole = source.resolve()
     if whole.name == MASKS and (whole.parent / CLASSES).is_file() and not (source / CLASSES).is_file():
-        source = whole.parent  # the masks of a prediction were named, in place of its folder
+        source = whole.parent  # the masks of a prediction were given instead of its folder
     is_ours = (source / CLASSES).is_file() and (source / MASKS).is_dir()
     folder = source / MASKS if is_ours else source
     classes = request.classes or (read_classes(source / CLASSES) if (source / CLASSES).is_file() else None)
@@ -232,7 +235,7 @@ def _read_masks(source: Path, request: Request) -> Annotated:
 
 
 def _names_in_ledger(ledger: Path) -> dict[str, str]:
-    """Mask below its folder → the photo that it was predicted from, or else the first sensor's file."""
+    """Path of a mask below its folder → the photo of its prediction, or else the first sensor's file."""
     names: dict[str, str] = {}
     for line in documents.each_json_line(ledger) if ledger.is_file() else ():
         with documents.understood(ledger):
@@ -297,7 +300,7 @@ def _labelmap(path: Path) -> dict[str, Color]:
 
 
 def _cvat_map(path: Path, table: dict[int, int], in_order: Sequence[int], _: Tally) -> ClassMap:
-    """The classes of a mask in the labels' colors; of one channel, of their numbers in the list."""
+    """The classes of a mask in the labels' colors; with one channel, of their numbers in the list."""
     header, picture = images.load(path)
     if header.is_lossy or picture.dtype != np.uint8:
         raise DataError(f"{shown(path)}: is not a PNG of 8 bits, as CVAT writes it; get the file again")
@@ -307,7 +310,7 @@ def _cvat_map(path: Path, table: dict[int, int], in_order: Sequence[int], _: Tal
 
 
 def rule_of(table: dict[int, int]) -> LabelRule:
-    """What turns stored values into classes, or 255."""
+    """The rule from stored values to classes, or 255."""
     mapping = tuple((value, number) for value, number in table.items() if number != IGNORE)
     return LabelRule(mapping=mapping, ignore=tuple(value for value, number in table.items() if number == IGNORE))
 
@@ -335,7 +338,7 @@ def _write_cvat(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
 
 
 def _cvat_colors(classes: ClassList) -> list[Color]:
-    """The classes' colors, each once; black is for the background alone."""
+    """The classes' colors, each once; black is only for the background."""
     colors: list[Color] = []
     for name, shade in zip(classes.names, classes.palette, strict=True):
         is_background = name == BACKGROUND
@@ -383,7 +386,7 @@ def _fiftyone_map(path: Path, rule: LabelRule, count: int, _: Tally) -> ClassMap
 
 
 def _write_fiftyone(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
-    """Class k is stored as k + 1: FiftyOne shows nothing where a mask is 0."""
+    """Class k is stored as k + 1, because FiftyOne shows nothing for 0."""
     with atomic.new_folder(out) as folder:
         for picture, found in maps:
             images.write_png(folder / LABELS / f"{picture.stem}.png", found + np.uint8(1), fsync=False)  # 255 -> 0

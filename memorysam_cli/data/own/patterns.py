@@ -1,7 +1,7 @@
-"""Which files belong together and where they belong: patterns, and the division into splits.
+"""Patterns of the files of sensors and labels, and the division into splits.
 
-A pattern is such as ``images/**/*_rgb.png`` or ``{split}/depth/*.png``; what its wildcards matched is the key by which
-the files of several sensors pair. Splits are made by shares, or by lists.
+A pattern is such as ``images/**/*_rgb.png`` or ``{split}/depth/*.png``. Files of several sensors pair by the text that
+the wildcards match. Splits are made by shares, or by lists.
 """
 
 from __future__ import annotations
@@ -20,48 +20,47 @@ from memorysam_cli.data.manifest import SPLITS
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import documents
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 SPLIT = "{split}"
 OURS = "memorysam"
-"""The folder of the manifests below a data root; never data."""
+"""The folder of the manifests below a data root; it has no data."""
 TEXTS = {".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".md"}
-"""Suffixes of what describes data: class lists, split lists, remarks; expected in the data root itself."""
+"""Suffixes of class lists, split lists and notes, which are expected in the data root itself."""
 _WILD = re.compile(r"\*\*/|[*?]+|\{split\}")
 Shares = tuple[float, float, float]
-"""Of train, val and test; they sum to 1."""
+"""Shares of train, val and test; their sum is 1."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """One file that a pattern matched."""
+    """A file that matches a pattern."""
 
     path: str
-    """Relative to the data root, with forward slashes."""
+    """Path relative to the data root, with forward slashes."""
     key: str
-    """What the wildcards matched, joined by ``/``, without the file's suffix."""
+    """The text of all wildcards, joined by ``/``, without the file's suffix."""
     split: str | None
-    """What ``{split}`` matched, if the pattern has it."""
+    """The text of ``{split}``, if the pattern has it."""
     parts: tuple[str, ...]
-    """What each wildcard matched, in the pattern's order."""
+    """The text of each wildcard, in the pattern's order."""
     places: tuple[str, ...] = ()
-    """Of these, the ones in folders, not in the file's own name."""
+    """Those of the wildcards in folders, not in the file's own name."""
 
 
 @dataclass(frozen=True)
 class Pattern:
     """A pattern relative to the data root.
 
-    ``*`` stands for any part of one name, ``?`` for one letter, ``**/`` for any folders or none, ``{split}`` for a
-    name that is the scene's split. A suffix matches in any case. Hidden files, and the folder of the manifests, are
-    never matched.
+    ``*`` means any part of one name, ``?`` one letter, ``**/`` any number of folders, ``{split}`` a name that is the
+    scene's split. A suffix matches in upper and lower case. Hidden files and the folder of the manifests never match.
 
     Raises:
         UsageError: it leads out of the root, or has no wildcard.
     """
 
     text: str
-    """Such as ``images/*.png``."""
+    """The pattern, such as ``images/*.png``."""
 
     def __post_init__(self) -> None:
         where = f"pattern '{self.text}'"
@@ -75,12 +74,12 @@ class Pattern:
 
     @property
     def has_split(self) -> bool:
-        """Whether the files' places tell their splits."""
+        """Whether the files' paths contain their splits."""
         return SPLIT in self.text
 
     @property
     def folder(self) -> str:
-        """The deepest folder that the pattern fixes; ``""`` for the root."""
+        """The deepest fixed folder of the pattern; ``""`` for the root."""
         names = self.text.split("/")[:-1]
         wild = next((index for index, name in enumerate(names) if _WILD.search(f"{name}/")), len(names))
         return "/".join(names[:wild])
@@ -89,7 +88,7 @@ class Pattern:
         """The files that match, sorted by path.
 
         Raises:
-            DataError: none does (names two files that are there), or two files have one key.
+            DataError: none does (the message names two existing files), or two files have the same key.
         """
         found = sorted(self._matches(root), key=lambda match: match.path)
         if not found:
@@ -107,7 +106,7 @@ class Pattern:
         return found
 
     def match(self, path: str) -> Match | None:
-        """What the wildcards stand for in a path below the root, if it is of this form."""
+        """The wildcards' text in a path below the root, if it matches."""
         match = self._regex.fullmatch(path)
         if match is None:
             return None
@@ -119,26 +118,26 @@ class Pattern:
         return Match(path, self._key(parts), match["split"] if split_at else None, parts, places)
 
     def filled(self, parts: tuple[str, ...], split: str | None) -> str:
-        """The path that another pattern's match lets expect; the pattern itself where that cannot be told."""
+        """The expected path for another pattern's match; the pattern itself if it cannot be known."""
         rest = iter(parts)
         if sum(wild != SPLIT for wild in _WILD.findall(self.text)) != len(parts) or (self.has_split and split is None):
             return self.text
         return _WILD.sub(lambda wild: str(split) if wild[0] == SPLIT else next(rest), self.text)
 
     def narrowed(self, found: Iterable[Match]) -> Pattern | None:
-        """The same files with what all their names share written out: ``rgb/*.png`` as ``rgb/rgb_*.png``.
+        """A pattern for the same files with the common part of their names: ``rgb/*.png`` as ``rgb/rgb_*.png``.
 
         Args:
             found: matches of this pattern.
 
         Returns:
-            None where nothing is shared, or where the last name is not one ``*`` and a suffix.
+            None if there is no common part, or if the last name is not one ``*`` and a suffix.
         """
         folder, slash, last = self.text.rpartition("/")
         if len(_WILD.findall(last)) != 1 or last.endswith(("*", "?")):
             return None
         parts = [match.parts[-1] for match in found]
-        # Digits that all begin or end with tell frames apart in another folder.
+        # Common digits at the start or end may distinguish frames in another folder.
         before = _beginning(parts).rstrip("0123456789")
         after = _beginning([part[len(before) :][::-1] for part in parts])[::-1].lstrip("0123456789")
         if not before + after or set("*?{}") & set(before + after) or any(part == before + after for part in parts):
@@ -146,16 +145,16 @@ class Pattern:
         return Pattern(folder + slash + _WILD.sub(lambda wild: before + wild[0] + after, last))
 
     def covers(self, place: str) -> bool:
-        """Whether files of a folder could match, by the folder alone; relative to the root."""
+        """Whether files of a folder could match, judged by the folder's path relative to the root."""
         folder, slash, _ = self.text.rpartition("/")
         return re.fullmatch(_expression(folder + slash), f"{place}/" if place else "") is not None
 
     def is_near(self, path: str) -> bool:
-        """Whether a file would match but for upper and lower case."""
+        """Whether a file would match if upper and lower case were ignored."""
         return self._loose.fullmatch(path) is not None
 
     def _why_none(self, root: Path) -> str:
-        """What is there instead, where no file matches."""
+        """The existing files, for the message if none matches."""
         place = root / self.folder
         if not place.is_dir():
             others = subfolders(root)
@@ -176,7 +175,7 @@ class Pattern:
 
     @cached_property
     def _suffix_wilds(self) -> int:
-        """Wildcards within the suffix, such as one in ``*.*`` and ``*.tif*``."""
+        """Wildcards within the suffix, as in ``*.*`` and ``*.tif*``."""
         suffix = self.text.rpartition("/")[2].rpartition(".")[2] if "." in self.text.rpartition("/")[2] else ""
         is_suffix = any(re.fullmatch(_expression(suffix), known[1:], re.IGNORECASE) for known in SUFFIXES)
         return len(_WILD.findall(suffix)) if is_suffix else 0
@@ -200,14 +199,14 @@ class Pattern:
                 yield from ((place, f"{place}/{name}" if place else name) for name in names)
 
     def _matches(self, root: Path) -> Iterator[Match]:
-        """Every readable file that matches, in no order."""
+        """Every readable file that matches, in no particular order."""
         for _, path in self.files(root):
             match = self.match(path) if path.lower().endswith(SUFFIXES) else None
             if match is not None:
                 yield match
 
     def _key(self, parts: tuple[str, ...]) -> str:
-        """The wildcards' parts as one name; a suffix that a wildcard matched tells nothing."""
+        """The wildcards' text as one name, without a suffix that a wildcard matched."""
         parts = parts[: len(parts) - self._suffix_wilds]
         key = "/".join(part.strip("/") for part in parts if part.strip("/"))
         suffix = PurePosixPath(key).suffix
@@ -216,15 +215,15 @@ class Pattern:
 
 
 def not_taken(root: Path, patterns: Iterable[Pattern], taken: Container[str]) -> dict[str, list[str]]:
-    """What lies in the folders of patterns and is none of the files that were taken.
+    """Files in the folders of the patterns that were not used.
 
     Args:
         root: the data root.
-        patterns: all that were requested.
-        taken: paths below the root.
+        patterns: all of the request.
+        taken: the used files, as paths below the root.
 
     Returns:
-        Fixed folder of a pattern → the other files of its folders, sorted; texts in the root itself are left out.
+        Fixed folder of a pattern → the other files of its folders, sorted, without text files in the root itself.
     """
     found: dict[str, set[str]] = defaultdict(set)
     known: set[str] = set()
@@ -238,13 +237,13 @@ def not_taken(root: Path, patterns: Iterable[Pattern], taken: Container[str]) ->
 
 
 def notes_on_others(root: Path, patterns: Sequence[Pattern], taken: Container[str]) -> list[str]:
-    """A line for each folder of patterns with files that were not taken, by suffix and count; see :func:`not_taken`."""
+    """A line for each folder of patterns with unused files, by suffix and count; see :func:`not_taken`."""
     lines = []
     for folder, paths in not_taken(root, patterns, taken).items():
         near = [path for path in paths if any(pattern.is_near(path) for pattern in patterns)]
         case = f"; {len(near)} would match but for upper and lower case, such as {shown(near[0])}" if near else ""
         such = "" if near else f", such as {shown(paths[0])}"
-        files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+        files = counted(len(paths), "file", "is")
         lines.append(f"{folder or '.'}/: {files} not taken ({by_suffix(paths)}){such}{case}")
     return lines
 
@@ -255,20 +254,20 @@ Role = str
 
 @dataclass(frozen=True)
 class Paired:
-    """Which matches show one scene."""
+    """The matches that show one scene."""
 
     rows: list[dict[Role, Match]]
-    """One per scene, by the first role's paths; a scene may lack roles."""
+    """One row per scene, by the first role's paths; a scene may lack roles."""
     notes: list[str]
     left_out: int
-    """Files of no row."""
+    """Files in no row."""
 
 
 def pair_by_name(matches: Mapping[Role, Sequence[Match]]) -> Paired:
-    """Pair by what the wildcards stand for; see :func:`~memorysam_cli.data.listing.pair`.
+    """Pair by the wildcards' text; see :func:`~memorysam_cli.data.listing.pair`.
 
     Raises:
-        DataError: a role pairs with none.
+        DataError: no file of a role pairs.
     """
     sources = {role: {pairing_name(match): match for match in found} for role, found in matches.items()}
     pairing = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
@@ -279,18 +278,18 @@ def pair_by_name(matches: Mapping[Role, Sequence[Match]]) -> Paired:
 
 
 def pairing_name(match: Match) -> str:
-    """The name that a file pairs by."""
+    """The name for pairing a file."""
     return f"{match.split}/{match.key}" if match.split else match.key
 
 
 def _beginning(texts: Sequence[str]) -> str:
-    """What texts begin with, all of them."""
+    """The common beginning of all texts."""
     first, last = min(texts), max(texts)
     return first[: next((index for index, letter in enumerate(first) if last[index : index + 1] != letter), None)]
 
 
 def _expression(text: str) -> str:
-    """A pattern's, or its folder's, as a regular expression; the split is a named group, met again it is the same."""
+    """A pattern or its folder as a regular expression; the split is a named group, and its repetition must be equal."""
     suffix = text.rfind(".", text.rfind("/") + 1)
     pieces, position, is_known = [], 0, False
     for wild in _WILD.finditer(text):
@@ -301,18 +300,18 @@ def _expression(text: str) -> str:
 
 
 def _literal(text: str, start: int, end: int, *, suffix: int) -> str:
-    """A part of a pattern between wildcards; from the suffix on, in any case."""
+    """A part of a pattern between wildcards; from the suffix on, in upper and lower case."""
     cut = min(max(start, suffix), end) if suffix >= 0 else end
     loose = f"(?i:{re.escape(text[cut:end])})" if cut < end else ""
     return re.escape(text[start:cut]) + loose
 
 
 def _regex_of(wild: str, *, is_known: bool) -> str:
-    """What a wildcard matches, as one group: ``????`` and ``*`` may match the same text.
+    """The expression of a wildcard, as one group: ``????`` and ``*`` may match the same text.
 
     Args:
         wild: ``**/``, ``{split}``, or a run of ``*`` and ``?``.
-        is_known: the split was met before.
+        is_known: the split occurred before.
     """
     if wild == SPLIT:
         return "(?P=split)" if is_known else "(?P<split>[^/]+)"
@@ -325,7 +324,7 @@ def read_shares(text: str) -> Shares:
     """Shares such as ``0.8/0.1/0.1`` or ``80/20``.
 
     Raises:
-        UsageError: not two or three numbers, one of them negative, train or val nothing.
+        UsageError: not two or three numbers, a negative one, or no train or val.
     """
     try:
         numbers = [float(part) for part in text.split("/")]
@@ -346,8 +345,8 @@ def read_shares(text: str) -> Shares:
 def split_by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[str, str]:
     """Name → split, by a hash of seed and name.
 
-    A scene keeps its split when others come or go. Where a split would get no scene, it gets the one whose hash is
-    nearest to its part of [0, 1); with two scenes, there is no test split.
+    A scene keeps its split when others are added or removed. A split without a scene gets the one whose hash is nearest
+    to its part of [0, 1); with two scenes, there is no test split.
 
     Raises:
         DataError: fewer than two scenes.
@@ -362,7 +361,7 @@ def split_by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[
     }
     for split, low, high in (("val", first, second), ("train", 0.0, first), ("test", second, 1.0)):
         counts = Counter(found.values())
-        # A scene of a split that can spare one; for a test split alone, train and val are not given up.
+        # From a split with several scenes; train and val never become empty for a test split.
         spare = [name for name in names if counts[found[name]] > 1 or (found[name] == "test" and split != "test")]
         if counts[split] == 0 and low < high and spare:
             middle = (low + high) / 2
@@ -375,11 +374,11 @@ def split_by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]
 
     Args:
         known: scene id → the paths of its files below the data root.
-        lists: split → a text file; the first word of each line is a scene's id, a file of it, or the last part of
-            either if that says which; empty lines and lines that begin with ``#`` count for nothing.
+        lists: split → a text file. The first word of each line is a scene's id, one of its files, or the last part of
+            either if that is unique. Empty lines and lines that begin with ``#`` are skipped.
 
     Returns:
-        Scenes that no list names are left out.
+        The split of each listed scene; other scenes are left out.
 
     Raises:
         UsageError: a list cannot be read.
@@ -393,7 +392,7 @@ def split_by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]
             raise DataError(f"{path}: names no scene for '{split}'; write one per line, or leave the list out")
         for number, line in lines:
             where, word = f"{path}:{number}", line.split()[0]
-            # Some lists name the label in a second word; a name may as well hold blanks.
+            # Some lists name the label in a second word; but a name may also contain blanks.
             scenes = names.get(_bare(line)) or names.get(_bare(word), set())
             if len(scenes) != 1:
                 why = "is not a scene" if not scenes else f"may be {' or '.join(sorted(scenes)[:3])}"
@@ -411,12 +410,12 @@ def splits_in_order(splits: Sequence[str]) -> list[str]:
 
 
 def _place(name: str, seed: int) -> float:
-    """A number in [0, 1) that seed and name alone decide."""
+    """A number in [0, 1) that depends only on seed and name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) / 2**64
 
 
 def _names(known: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """What a line may call a scene → the scenes; whole names go before last parts."""
+    """Possible names of a scene in a line → the scenes; whole names have priority over last parts."""
     whole: dict[str, set[str]] = {}
     short: dict[str, set[str]] = {}
     for scene, paths in known.items():
@@ -427,13 +426,13 @@ def _names(known: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
 
 
 def _bare(name: str) -> str:
-    """Without ``./`` before and an image's suffix behind."""
+    """A name without ``./`` in front and an image's suffix at the end."""
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix if suffix.lower() in SUFFIXES else "").removeprefix("./")
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that say something, and their numbers."""
+    """The lines with content, and their numbers."""
     limit = documents.MAX_JSON_BYTES  # a list of millions of scenes
     lines = documents.read_text(path, kind=UsageError, limit=limit, option="--split").splitlines()
     stripped = [(number, line.strip()) for number, line in enumerate(lines, 1)]

@@ -1,8 +1,8 @@
-"""What ``memorysam prepare folder DIR`` proposes without a pattern: which files of a tree are which sensor, or labels.
+"""The proposal of ``memorysam prepare folder DIR`` without a pattern: which files are which sensor, or labels.
 
-Each file gets a role by the word of its folder or, where folders tell nothing, of its own name; files of one role
-become one pattern. What comes out is what one would type; a tree that can be understood in two ways is refused, with
-both.
+Each file gets a role by the word in its folder's name or, if folders do not help, in its own name. Files of one role
+become one pattern. The proposal has the form of the options. A tree that can be understood in two ways is refused; the
+message shows both.
 """
 
 from __future__ import annotations
@@ -20,47 +20,48 @@ from memorysam_cli.dataset import Kind, word_of
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import shown, typed
+from memorysam_cli.text import counted, shown, typed
 
 CLASS_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "class_names.txt", "labelmap.txt", "labels.txt", "names.txt",
 )  # fmt: skip
-"""What class lists are called, in the data root."""
+"""Usual names of class lists in the data root."""
 ANGLES = ("sin", "cos")
-"""The words of an angle's two parts, in their order."""
+"""The words for an angle's two parts, in their order."""
 SPLIT_FOLDERS = {"train", "val", "test"}
 LONG_SPLITS = {"training", "validation", "valid", "testing"}
-"""What train, val and test are also called; here they are called so."""
+"""Other usual names of train, val and test."""
 LABELS = "(labels)"
-"""What the labels are called among sensors; no sensor can be."""
+"""The name of the labels among sensors, which no sensor can have."""
 WRITTEN = (
     {"recipe.yaml", "environment.json"}, {"predictions.jsonl"}, {"report.json", "sheet.png"},
     {"dataset.json", "scenes.jsonl"}, {"proposal.png"},
 )  # fmt: skip
-"""What a folder holds that memorysam wrote: a run, predictions, a check, a manifest, a proposal; none of it is data."""
+"""Files that identify a folder written by memorysam (a run, predictions, a check, a manifest, a proposal), which has no
+data."""
 RASTERS = (".tif", ".tiff")
 MOST = 12
-"""Channels that are all proposed, as four frames; of more, the first three."""
+"""Number of channels up to which all are proposed, as four frames; with more, the first three."""
 STORED = (1, 3, 4)
-"""Channels of which nothing need be said."""
+"""Numbers of channels that need no option."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What stands for what, as one would type it."""
+    """The roles of files, in the form of the options."""
 
     modalities: dict[str, str]
     """Name → its pattern, or an angle's two joined by ``+``."""
     kinds: dict[str, Kind]
-    """Of those whose name does not tell it."""
+    """Kinds of sensors whose name does not show it."""
     channels: dict[str, str]
-    """Of those with more than four, counted from 0."""
+    """Channels of sensors with more than four, counted from 0."""
     bands: dict[str, str]
-    """The same of rasters, counted from 1."""
+    """Bands of such rasters, counted from 1."""
     labels: str | None
     classes: Path | None
     files: dict[str, tuple[str, ...]]
-    """Sensor, or :data:`LABELS` → its files."""
+    """Sensor, or :data:`LABELS` → its number of files."""
     notes: tuple[str, ...]
 
     def words(self) -> list[str]:
@@ -72,15 +73,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class _Role:
-    """What tells that files belong together."""
+    """The property that files of one role share."""
 
     word: str
-    """The folder, or the part of a name, that tells it; "" for none."""
+    """The folder, or the part of a name; "" for none."""
     place: int | None
     """Which of the folders it is; None: it is in the file's own name."""
     is_label: bool = False
     part: str = ""
-    """Of an angle: ``sin`` or ``cos``."""
+    """For an angle: ``sin`` or ``cos``."""
 
 
 def propose(
@@ -90,14 +91,14 @@ def propose(
 
     Args:
         root: the data root.
-        labels: the pattern of the labels, where it is known.
-        classes: the class list, where it is known; else one of :data:`CLASS_FILES` is taken.
-        kinds: of sensors, where they are known.
+        labels: the pattern of the labels, if known.
+        classes: the class list, if known; else one of :data:`CLASS_FILES` is used.
+        kinds: of sensors, if known.
 
     Raises:
-        DataError: there is no picture below the root, or two files of a sensor would be one scene's.
-        UsageError: two kinds of files may be the labels, none can be a sensor, a pattern would take more than its
-            files, or a sensor's kind cannot be told.
+        DataError: there is no picture below the root, or two files of a sensor would belong to one scene.
+        UsageError: two kinds of files may be the labels, none can be a sensor, a pattern would match other files, or a
+            sensor's kind is unknown.
     """
     paths = _pictures(root)
     if not paths:
@@ -112,8 +113,8 @@ def propose(
     sensors = {role: pattern for role, pattern in patterns.items() if not role.is_label}
     if not sensors:
         raise UsageError(
-            f"{shown(root)}: all {len(paths)} pictures look like labels, none like a sensor's; say what is what, such "
-            "as --modality 'rgb=images/*.png'"
+            f"{shown(root)}: {counted(len(paths), 'picture', 'looks')} like labels, none like a sensor's; say what "
+            "is what, such as --modality 'rgb=images/*.png'"
         )
     names, name_notes = _names(sensors)
     first = {name: groups[roles[0]][0] for name, roles in names.items()}
@@ -142,7 +143,7 @@ def _files_of(groups: Mapping[_Role, Sequence[str]]) -> list[str]:
 
 
 def _pictures(root: Path) -> list[str]:
-    """All files below the root that can be read by their suffix and written into a pattern, sorted."""
+    """All files below the root with an image's suffix and a name that fits into a pattern, sorted."""
     tree = {inside: list(names) for inside, names in walk(root)}
     written = {inside for inside, names in tree.items() if inside and any(each <= set(names) for each in WRITTEN)}
     found = (
@@ -155,12 +156,12 @@ def _pictures(root: Path) -> list[str]:
 
 
 def _all_above(inside: str) -> set[str]:
-    """A folder and all that it lies in, below the root."""
+    """A folder and all its parents below the root."""
     return {inside, *map(str, PurePosixPath(inside).parents)}
 
 
 def _groups(paths: Sequence[str]) -> tuple[dict[_Role, list[str]], list[str]]:
-    """The files by their roles, photos first, labels last; and a line on files that are the only ones of theirs."""
+    """The files by their roles, photos first, labels last; and a line on roles with only one file."""
     folders = [PurePosixPath(path).parts[:-1] for path in paths]
     common = len(_shared(folders))
     is_all_labels: dict[tuple[str, ...], bool] = defaultdict(lambda: True)
@@ -172,7 +173,7 @@ def _groups(paths: Sequence[str]) -> tuple[dict[_Role, list[str]], list[str]]:
     lonely = [path for found in groups.values() if len(found) == 1 for path in found]
     if lonely and len(lonely) < len(groups):
         groups = {role: found for role, found in groups.items() if len(found) > 1}
-        files = "1 picture is" if len(lonely) == 1 else f"{len(lonely)} pictures are"
+        files = counted(len(lonely), "picture", "is")
         notes = [f"{files} not taken ({by_suffix(lonely)}), such as {shown(lonely[0])}: the only one of its kind"]
     else:
         notes = []
@@ -180,26 +181,26 @@ def _groups(paths: Sequence[str]) -> tuple[dict[_Role, list[str]], list[str]]:
 
 
 def _rank(role: _Role) -> tuple[bool, int, str, str, int]:
-    """Where a role stands: as the kinds do, labels behind, a sine before its cosine."""
+    """Sort key of a role: by kind, labels last, a sine before its cosine."""
     told = told_kinds(role.word)
     kind = KINDS.index(told[0]) if told else len(KINDS)
     return role.is_label, kind, role.word.casefold(), role.word, ANGLES.index(role.part) if role.part else 0
 
 
 def _shared(folders: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """The folders that all paths begin with."""
+    """The common parent folders of all paths."""
     first, last = min(folders), max(folders)
     count = next((index for index, (one, two) in enumerate(zip(first, last, strict=False)) if one != two), None)
     return first[: min(len(first), len(last)) if count is None else count]
 
 
 def _role(path: str, *, common: int, names_tell: bool) -> _Role:
-    """What a file is: labels before sensors, words that tell a kind before those that any sensor may have.
+    """The role of a file: labels before sensors, words for a kind before words that any sensor may have.
 
     Args:
         path: of the file.
-        common: folders that all files share; they tell only where nothing else does.
-        names_tell: whether a name that looks like a label's is told from others beside it.
+        common: folders that all files share; used only if nothing else helps.
+        names_tell: whether a label-like name is told from others beside it.
     """
     folders = PurePosixPath(path).parts[:-1]
     own, all_places = range(common, len(folders)), range(len(folders))
@@ -224,13 +225,13 @@ def _role(path: str, *, common: int, names_tell: bool) -> _Role:
 
 
 def _label_word(path: str) -> str:
-    """The part of a file's name that speaks of labels; "" for none."""
+    """The part of a file's name that means labels; "" for none."""
     words = [word for word in SEPARATORS.split(PurePosixPath(path).stem) if word]
     return next((word for word in words if may_be_labels(word)), "")
 
 
 def _sensor(path: str, word: str, place: int | None) -> _Role:
-    """A sensor's role; an angle's two parts are two."""
+    """A sensor's role; an angle's two parts are two roles."""
     if told_kinds(word) != ["angle"]:
         return _Role(word if place is not None else word.rstrip("0123456789"), place)
     words = re.split(r"[^a-z]+", path.rpartition(".")[0].lower())
@@ -239,7 +240,7 @@ def _sensor(path: str, word: str, place: int | None) -> _Role:
 
 
 def _pattern(role: _Role, paths: Sequence[str], everything: Sequence[str], *, has_splits: bool) -> str:
-    """The pattern of a role's files, and of no others."""
+    """A pattern that matches a role's files, and no others."""
     folders = [PurePosixPath(path).parts[:-1] for path in paths]
     stems = {PurePosixPath(path).stem for path in paths}
     suffixes = {PurePosixPath(path).suffix.lower() for path in paths}
@@ -258,13 +259,13 @@ def _pattern(role: _Role, paths: Sequence[str], everything: Sequence[str], *, ha
             return pattern.text
         other = other or next((path for path in matched if path not in wanted), "")
     raise UsageError(
-        f"{shown(paths[0])} and {shown(other)}: no pattern tells such files apart; type the patterns (--modality, "
+        f"{shown(paths[0])} and {shown(other)}: no pattern can separate these files; give the patterns (--modality, "
         "--labels), or move one kind into its own folder"
     )
 
 
 def _wild(folders: Sequence[tuple[str, ...]], *, has_splits: bool) -> list[str]:
-    """Folders as a pattern: what all share as it is, ``{split}``, ``*`` or, where depths differ, ``**``."""
+    """Folders as a pattern: the common part unchanged, ``{split}``, ``*`` or, if depths differ, ``**``."""
     found: list[str] = []
     for column in range(min(map(len, folders))):
         names = {inside[column] for inside in folders}
@@ -287,7 +288,7 @@ def _notes_on_splits(paths: Sequence[str]) -> list[str]:
 
 
 def _labels(root: Path, patterns: Mapping[_Role, str], given: str | None) -> tuple[str | None, list[str]]:
-    """The labels' pattern, and what is to be said of it."""
+    """The labels' pattern, and remarks on it."""
     found = [pattern for role, pattern in patterns.items() if role.is_label]
     if given is not None:
         return given, [f"'{pattern}' may be labels, too, and is left out" for pattern in found]
@@ -300,7 +301,7 @@ def _labels(root: Path, patterns: Mapping[_Role, str], given: str | None) -> tup
 
 
 def _names(sensors: Mapping[_Role, str]) -> tuple[dict[str, list[_Role]], list[str]]:
-    """Sensor → its role, or both of an angle; and a line on each name that is not as its files tell it."""
+    """Sensor → its role, or both of an angle; and a line on each name that differs from its files'."""
     whole: dict[tuple[str, int | None], list[_Role]] = defaultdict(list)
     for role in sensors:
         whole[role.word, role.place].append(role)
@@ -321,23 +322,23 @@ def _names(sensors: Mapping[_Role, str]) -> tuple[dict[str, list[_Role]], list[s
 
 
 def _is_untold(name: str, known: Mapping[str, Kind]) -> bool:
-    """Whether a sensor's kind must be seen in its files."""
+    """Whether a sensor's kind can only be seen in its files."""
     return name not in known and len(told_kinds(name)) != 1
 
 
 def _kind_by_content(root: Path, name: str, path: str) -> Kind:
-    """The kind of a photo, by its first file's type; of anything else it cannot be told."""
+    """The kind of a photo, by its first file's type; None for other sensors."""
     head = images.header(root / path)
     if head.dtype == "uint8" and head.channels in STORED:
         return "gray" if head.channels == 1 else "rgb"
     raise UsageError(
-        f"{shown(root / path)}: holds {head.channels} channel(s) of {head.dtype}, and its name tells no kind of "
-        f"sensor; add --kind {name}=KIND, one of {', '.join(KINDS)}"
+        f"{shown(root / path)}: holds {counted(head.channels, 'channel')} of {head.dtype}, and its name means no "
+        f"kind of sensor; add --kind {name}=KIND, one of {', '.join(KINDS)}"
     )
 
 
 def _channels(root: Path, first: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Which channels and which rasters' bands are taken where there are more than a picture's, and a line on each."""
+    """Channels and raster bands to use, for files with more than a picture has, and a line on each."""
     channels: dict[str, str] = {}
     bands: dict[str, str] = {}
     notes = []

@@ -1,4 +1,4 @@
-"""What a sensor is: how its kind is guessed and treated, and what its values give reason to say."""
+"""Kinds of sensors: how a kind is guessed and treated, and remarks on a sensor's values."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from memorysam_cli.storage import images
 
 Chosen = TypeVar("Chosen", int, int | str)
 Measured = Literal["all", "others", "none"]
-"""Which sensors are normalized by their own mean and deviation: others are those that are no photos."""
+"""Which sensors are normalized by their own mean and deviation; ``others``: those that are not photos."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LOOKED_AT = 3
-"""Files of each sensor, and labels."""
+"""Number of files of each sensor, and of labels, that are read for remarks."""
 FAR = 8.0
-"""Values beyond this many times the range [-1, 1] would swamp the network."""
+"""Values beyond this many times the range [-1, 1] are too large for the network."""
 SMALL = 0.3
-"""Values that reach no further fill too little of the range: 14 bits in 16 reach 0.25."""
+"""If the largest value is smaller, too little of the range is used: 14 bits in 16 reach 0.25."""
 NARROW = 1 / 8
-"""So do those that lie within less than this."""
+"""The same if all values are within less than this."""
 FULL = {"uint8": 255, "uint16": 65535}
-"""Stored values that become 1; floating point stays as it is."""
+"""Stored values that become 1; floating point does not change."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """How the frames of a kind are treated."""
+    """The treatment of a kind's frames."""
 
     looks_like_a_photo: bool = False
-    """Normalized as ImageNet's photos and changed in color and sharpness during training; others: neither, as the
-    reference does it."""
+    """Whether it is normalized like ImageNet's photos, and changed in color and sharpness during training; others are
+    not, as in the reference."""
     interpolation: Interpolation = "bilinear"
     flip: Flip = "mirror"
 
@@ -46,14 +46,14 @@ class Defaults:
 DEFAULTS: dict[Kind, Defaults] = {
     "rgb": Defaults(looks_like_a_photo=True),
     "gray": Defaults(looks_like_a_photo=True),
-    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
+    # Between a wall and an object in front of it there is nothing, so distances are not blended.
     "depth": Defaults(interpolation="nearest"),
     "hha": Defaults(),
-    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
+    # Sparse: most pixels mean "nothing", which must not be blended with the others.
     "event": Defaults(interpolation="nearest"),
     "lidar": Defaults(interpolation="nearest"),
     "thermal": Defaults(),
-    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
+    # Whether a flip changes the sign of sine or cosine depends on the sensor's convention, set in dataset.json.
     "angle": Defaults(),
 }
 
@@ -69,24 +69,24 @@ WORDS: dict[Kind, str] = {
 }
 """The words in a modality's name by which its kind is guessed."""
 WEAK = frozenset({"img", "image", "images", "camera", "cam", "visible", "vis", "photo"})
-"""Words that any sensor's name may have, as in ``thermal camera``: they count where no other word does."""
+"""Words that any sensor's name may have, as in ``thermal camera``; used only if there is no other word."""
 
 
 def guess_kind(name: str) -> Kind:
-    """The kind that a modality's name tells, such as depth for ``depth_left`` and thermal for ``IR2``.
+    """The kind for a modality's name, such as depth for ``depth_left`` and thermal for ``IR2``.
 
     Raises:
-        UsageError: no word of the name is known, or two speak for different kinds.
+        UsageError: no word of the name is known, or two words mean different kinds.
     """
     found = told_kinds(name)
     if len(found) != 1:
-        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
-        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
+        why = "means no known kind" if not found else f"may mean {' and '.join(found)}"
+        raise UsageError(f"--modality {name}: its name {why}; give --kind {name}=KIND, one of {', '.join(KINDS)}")
     return found[0]
 
 
 def told_kinds(name: str, *, is_strict: bool = False) -> list[Kind]:
-    """The kinds of which a word stands in a name; those of WEAK words only where no other speaks, or not at all.
+    """The kinds of the words in a name; those of WEAK words only if there are no others, or not at all.
 
     Args:
         name: of a modality, a folder or a file.
@@ -110,8 +110,8 @@ def make_modality(
     Args:
         name: of the modality.
         kind: decides normalization, interpolation, photometric augmentation and flip.
-        scale: of stored values; None: by dtype.
-        channels: which three stored channels to take, from 0; one is taken three times.
+        scale: factor of stored values; None: by dtype.
+        channels: the three stored channels to use, from 0; a single one is used three times.
         bands: the same of rasters, from 1 or by description.
     """
     defaults = DEFAULTS[kind]
@@ -131,7 +131,7 @@ def make_modality(
 
 
 def frames_of(name: str, chosen: Sequence[Chosen]) -> dict[str, tuple[Chosen, ...]]:
-    """What a sensor is fed as: itself, or with more than three channels ⌈C/3⌉ frames, the last one filled up.
+    """The frames of a sensor: itself, or with more than three channels ⌈C/3⌉ frames, the last one filled up.
 
     Returns:
         Name → its channels: ``ms`` of 0 to 4 becomes ``ms-1`` of 0, 1, 2 and ``ms-2`` of 3, 4, 4.
@@ -158,11 +158,11 @@ def names_to_measure(modalities: Sequence[Modality], measured: Measured) -> tupl
 
 
 def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]:
-    """What the values of the first few files of each sensor give reason to say.
+    """Remarks on the values of the first few files of each sensor.
 
     Args:
         manifest: not written yet.
-        measured: sensors that are normalized by what they hold, whatever that is.
+        measured: sensors that are normalized by their own values.
     """
     notes = []
     for modality in manifest.info.modalities:
@@ -182,7 +182,7 @@ def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]
 
 
 def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
-    """What is odd about the range that the network would be shown, of whatever type."""
+    """A remark on the range that the network would see, for any type."""
     factor = _factor(found.dtypes[0], modality)
     low, high = sorted(end * factor + modality.offset for end in (found.low, found.high))
     top, stored = max(abs(low), abs(high)), f"{range_text(found)} in the first files"
@@ -193,27 +193,27 @@ def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
         return None
     if top < SMALL:
         return f"{stored} use only {100 * top:.2g} % of the range; {remedy.format(factor / top)}"
-    # Most of a sparse sensor's pixels say "nothing", which is one value.
+    # Most of a sparse sensor's pixels mean "nothing", which is one value.
     if high - low < NARROW and modality.kind not in ("event", "lidar"):
         return f"{stored} use a span of only {100 * (high - low):.2g} % of the range; normalize with --measure"
     return None
 
 
 def notes_on_bands(manifest: Manifest) -> list[str]:
-    """Which bands of rasters are taken, with their descriptions in the first scene; a line per sensor."""
+    """The bands of rasters that are used, with their descriptions in the first scene; a line per sensor."""
     notes = []
     for modality in manifest.info.modalities if manifest.scenes else ():
         path = manifest.scenes[0].files.get(modality.name, ("",))[0]
         if modality.bands is None or not path:
             continue
-        with suppress(DataError):  # the check will tell
+        with suppress(DataError):  # the check reports it
             header = images.header(manifest.root / path)
             notes.append(f"'{modality.name}' takes {decode.bands_taken(modality, header, path=Path(path))} of {path}")
     return notes
 
 
 def _channels(path: Path) -> int:
-    """Of a file, by its header; 0 if that cannot be read: the check will tell."""
+    """The channels in a file's header; 0 if it cannot be read, which the check reports."""
     try:
         return images.header(path).channels
     except DataError:
@@ -221,10 +221,10 @@ def _channels(path: Path) -> int:
 
 
 def choices(info: DatasetInfo, *, names: Sequence[str] | None = None) -> list[str]:
-    """How each sensor's values are understood, a line each.
+    """How each sensor's values are interpreted, a line each.
 
     Args:
-        info: as it was written, with the sensors' ranges; one of an earlier version has none.
+        info: as written, with the sensors' ranges; that of an earlier version has none.
         names: of the sensors, in their order; None: all.
     """
     lines = []
@@ -238,7 +238,7 @@ def choices(info: DatasetInfo, *, names: Sequence[str] | None = None) -> list[st
 
 
 def _treatment(modality: Modality, found: ValueRange | None) -> str:
-    """What is done to stored values."""
+    """The treatment of stored values, in words."""
     full = None if found is None or modality.scale is not None else FULL.get(found.dtypes[0])
     scaled = "as stored" if full is None else f"÷ {full}"
     scaled = scaled if modality.scale is None else f"× {modality.scale:g}"
@@ -254,5 +254,5 @@ def _treatment(modality: Modality, found: ValueRange | None) -> str:
 
 
 def _factor(dtype: str, modality: Modality) -> float:
-    """What stored values are multiplied by."""
+    """The factor of stored values."""
     return modality.scale if modality.scale is not None else 1 / FULL.get(dtype, 1)

@@ -1,7 +1,7 @@
-"""Counting pixels in both evaluation protocols (METHOD §5), and the scores of all scenes or of any part of them.
+"""Pixel counts in both evaluation protocols (METHOD §5), and the scores of all scenes or of a part of them.
 
-A scene's pixels become a confusion matrix, a matrix becomes scores; a tally adds the scenes up, and an evaluation gives
-the scores of its whole and of its parts.
+A scene's pixels become a confusion matrix, and a matrix becomes scores. A tally adds up the scenes. An evaluation gives
+the scores of the whole and of its parts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from memorysam_cli.engine.processes import wait_for_all
 from memorysam_cli.errors import Laws, check_laws
 
 AT_ONCE = 2**22
-"""Pixels that are counted at once: each takes some 40 bytes meanwhile."""
+"""Number of pixels counted at once; each needs some 40 bytes."""
 ProtocolName = Literal["resized", "native"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
 NORMAL = "normal"
-"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
+"""The name in results, and optionally in a manifest, of a scene without a sensor failure."""
 WORST = 10
-"""Scenes that a report names."""
+"""Number of scenes that a report names."""
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -61,10 +61,10 @@ def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Per-class values and their means, all in percent and not rounded.
+    """Per-class values and their means, all in % and not rounded.
 
-    ``miou``, ``mf1`` and ``macc`` are means over all K classes, where an empty class counts 0.
-    Those with ``_present`` are means over the classes that have ground truth (0 if there is none).
+    ``miou``, ``mf1`` and ``macc`` are means over all K classes; an empty class counts 0. Those with ``_present`` are
+    means over the classes with ground truth (0 if there is none).
     """
 
     iou: tuple[float, ...]
@@ -80,7 +80,7 @@ class Scores:
     macc_present: float
 
     def means(self) -> dict[str, float]:
-        """All means by name, as reports give them."""
+        """All means by their names in reports."""
         return {
             "miou": self.miou, "macc": self.macc, "mf1": self.mf1, "miou_present": self.miou_present,
             "macc_present": self.macc_present, "mf1_present": self.mf1_present,
@@ -91,7 +91,7 @@ def scores(matrix: Tensor) -> Scores:
     """IoU, F1 and accuracy (recall) of each class, and their means.
 
     Args:
-        matrix: (K, K) int64 counts as of :func:`confusion`.
+        matrix: (K, K) int64 counts from :func:`confusion`.
 
     Returns:
         Percentages. A class with an empty union, or for accuracy one without ground truth, has 0.
@@ -123,19 +123,19 @@ def scores(matrix: Tensor) -> Scores:
 
 
 def _percent(part: Tensor, whole: Tensor) -> Tensor:
-    """100 · part / whole, 0 where the whole is empty."""
+    """100 · part / whole, 0 if the whole is empty."""
     return torch.where(whole > 0, 100 * part / whole.clamp(min=1), 0.0)
 
 
 def protocol_index(protocol: str) -> int:
-    """The place of a protocol in the tensors of counts; ``ValueError`` if there is none of that name."""
+    """The index of a protocol in the count tensors; ``ValueError`` for an unknown name."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
     return PROTOCOLS.index(protocol)
 
 
 class Group(NamedTuple):
-    """Scenes that no breakdown tells apart."""
+    """Scenes with the same split, condition and case."""
 
     split: str
     condition: str | None
@@ -143,16 +143,16 @@ class Group(NamedTuple):
 
 
 def group_of(scene: Scene) -> Group:
-    """The group that a scene belongs to; empty names are none."""
+    """The group of a scene; empty names become None."""
     case = None if scene.case == NORMAL else scene.case or None
     return Group(scene.split, scene.condition or None, case)
 
 
 class Tally:
-    """Counts that are being added up: int64, because float32 loses units above 2**24.
+    """Counts that are added up, as int64, because float32 loses units above 2**24.
 
     Args:
-        scenes: all that are scored, in every process alike.
+        scenes: all evaluated scenes, the same in every process.
         classes: K.
     """
 
@@ -173,11 +173,11 @@ class Tally:
         """Count one scene.
 
         Args:
-            protocol: the one that it is shown in.
-            scene: one of those that are scored.
+            protocol: the protocol of this prediction.
+            scene: one of the evaluated scenes.
             prediction: (H, W) class indices.
             label: (H, W).
-            pixels: how many there should be, by the label's file; none: as many as the label has.
+            pixels: the expected number, from the header of the label file; None: the label's own number.
         """
         place = protocol_index(protocol)
         counted = confusion(prediction, label, self.classes).cpu()
@@ -190,7 +190,7 @@ class Tally:
 
     def add_up(self, accelerator: Accelerator) -> None:
         """Sum over all processes."""
-        wait_for_all(accelerator)  # one may have had the larger scenes
+        wait_for_all(accelerator)  # another process may have had the larger scenes
         parts = [self.confusions, self.ignored, self.pixels, self.scored, self.per_scene]
         flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
         summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])
@@ -199,7 +199,7 @@ class Tally:
         )
 
     def check(self) -> Laws:
-        """Every scene was scored once, and every pixel of its label: in a matrix, or as ignored.
+        """Check that every scene was scored once, and every pixel of its label was counted in a matrix or as ignored.
 
         Raises:
             LawBroken: a scene or a pixel was lost, or counted twice.
@@ -220,7 +220,7 @@ class Tally:
 
 
 class Subset(NamedTuple):
-    """Some of the scenes: those that agree with every field that is not None; a case may be :data:`NORMAL`."""
+    """A subset of the scenes: those that match every field that is not None; a case may be :data:`NORMAL`."""
 
     split: str | None = None
     condition: str | None = None
@@ -237,43 +237,43 @@ class Subset(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneScore:
-    """How well one scene was segmented; percent."""
+    """The scores of one scene, in %."""
 
     scene: Scene
     pixels: int
-    """That count."""
+    """Number of labeled pixels."""
     accuracy: float
-    """Of its pixels, the share whose class is right; 0 where none counts."""
+    """Share of labeled pixels with the right class; 0 if there are none."""
     miou_present: float
-    """Mean IoU of the classes that its label has; 0 where there is none."""
+    """Mean IoU of the classes in the label; 0 if there are none."""
     iou: tuple[float | None, ...]
-    """Per class; None where it is neither in the label nor in the prediction."""
+    """Per class; None if it is neither in the label nor in the prediction."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The counts of a pass, from which all scores follow."""
+    """The counts of an evaluation, from which all scores are computed."""
 
     classes: tuple[str, ...]
     scenes: tuple[Scene, ...]
     groups: tuple[Group, ...]
-    """Split, condition and case: every scene belongs to one group."""
+    """Split, condition and case; every scene belongs to one group."""
     confusions: Tensor
     """(protocols, groups, K, K) int64, rows the truth."""
     per_scene: Tensor
-    """(protocols, scenes, 3, K) int64 pixels: rightly predicted, in the label, predicted."""
+    """(protocols, scenes, 3, K) int64 pixels: correctly predicted, in the label, predicted."""
     ignored: Tensor
-    """(protocols,) int64: pixels whose label is 255."""
+    """(protocols,) int64: number of pixels with the label 255."""
     laws: Laws = field(default_factory=dict)
-    """That no scene and no pixel was lost or counted twice."""
+    """The checked laws: no scene and no pixel was lost or counted twice."""
 
     def confusion(
         self, protocol: str, *, split: str | None = None, condition: str | None = None, case: str | None = None
     ) -> Tensor:
-        """The (K, K) int64 counts of a protocol, of all scenes or of those of one split, condition and case.
+        """The (K, K) int64 counts of a protocol, for all scenes or for one split, condition and case.
 
         Raises:
-            ValueError: there is no such protocol.
+            ValueError: unknown protocol.
         """
         subset = Subset(split, condition, case)
         chosen = [index for index, group in enumerate(self.groups) if subset.holds(group)]
@@ -283,27 +283,27 @@ class Evaluation:
         """The scores of all scenes in one protocol.
 
         Raises:
-            ValueError: there is no such protocol.
+            ValueError: unknown protocol.
         """
         return scores(self.confusion(name))
 
     def splits(self, protocol: str) -> dict[str, Scores]:
-        """The scores per split, in the order in which they were scored."""
+        """The scores per split, in the order of the evaluation."""
         return {name: scores(self.confusion(protocol, split=name)) for name in self._splits()}
 
     def conditions(self, protocol: str) -> dict[str, Scores]:
-        """The scores per weather or light, sorted by name; empty where the data set names none."""
+        """The scores per weather or light, sorted by name; empty if the data set has none."""
         return {name: scores(self.confusion(protocol, condition=name)) for name in self._conditions()}
 
     def cases(self, protocol: str) -> dict[str, Scores]:
-        """The scores per sensor failure, ``normal`` first; empty where no scene has one."""
+        """The scores per sensor failure, ``normal`` first; empty if no scene has one."""
         return {name: scores(self.confusion(protocol, case=name)) for name in self._cases()}
 
     def scene_scores(self, protocol: str) -> list[SceneScore]:
-        """The scores of each scene, in the order in which they were scored.
+        """The scores of each scene, in the order of the evaluation.
 
         Raises:
-            ValueError: there is no such protocol.
+            ValueError: unknown protocol.
         """
         counts = self.per_scene[protocol_index(protocol)].double()  # (scenes, 3, K); exact up to 2**53 pixels
         hits, truth, guessed = counts.unbind(1)
@@ -321,9 +321,9 @@ class Evaluation:
         return each
 
     def subsets(self) -> Iterator[Subset]:
-        """Every subset that a breakdown lists: the whole, each split, condition and case, and their products.
+        """Every subset in a breakdown: the whole, each split, condition and case, and their products.
 
-        A product that would repeat another subset (of one split, or without conditions or cases) is left out.
+        A product that would repeat another subset (with one split, or without conditions or cases) is left out.
         """
         splits, conditions, cases = self._splits(), self._conditions(), self._cases()
         yield Subset()
@@ -336,11 +336,11 @@ class Evaluation:
             yield from (each for each in self._products(splits) if self.count(each))
 
     def count(self, subset: Subset) -> int:
-        """How many scenes a subset has."""
+        """The number of scenes in a subset."""
         return sum(subset.holds(group_of(scene)) for scene in self.scenes)
 
     def to_json(self) -> dict[str, Any]:
-        """Both protocols with the keys that ``memorysam evaluate --json`` documents; all scores in percent."""
+        """Both protocols with the keys of ``memorysam evaluate --json``; all scores in %."""
         return {name: self._protocol_to_json(name) for name in PROTOCOLS}
 
     def _protocol_to_json(self, protocol: ProtocolName) -> dict[str, Any]:
@@ -364,7 +364,7 @@ class Evaluation:
         return {"scenes": self.count(subset), **scores(self.confusion(protocol, **subset._asdict())).means()}
 
     def _product_to_json(self, protocol: ProtocolName) -> dict[str, dict[str, Any]]:
-        """Condition → case → scores, where there are both."""
+        """Condition → case → scores, if there are both."""
         cells: dict[str, dict[str, Any]] = {}
         for subset in self._products((None,)):
             if subset.condition is not None and subset.case is not None and self.count(subset):
@@ -372,7 +372,8 @@ class Evaluation:
         return cells
 
     def _worst_to_json(self, protocol: ProtocolName) -> list[dict[str, Any]]:
-        """The scenes with the lowest mIoU of present classes, the worst first; those without any pixel apart."""
+        """The scenes with the lowest mIoU of present classes, the worst first; without scenes that have no labeled
+        pixel."""
         counted = [each for each in self.scene_scores(protocol) if each.pixels]
         return [
             {
@@ -399,7 +400,7 @@ class Evaluation:
         return tuple(sorted({group.condition for group in self.groups if group.condition is not None}))
 
     def _cases(self) -> tuple[str, ...]:
-        """``normal`` first, then the failures by name; none where no scene has one."""
+        """``normal`` first, then the failures by name; none if no scene has one."""
         failures = sorted({group.case for group in self.groups if group.case is not None})
         first = [NORMAL] if any(group.case is None for group in self.groups) else []
         return (*first, *failures) if failures else ()

@@ -1,6 +1,6 @@
-"""What ``memorysam evaluate`` does: from its options to scores, or to a robustness benchmark, and their files.
+"""``memorysam evaluate`` from its options to scores, or to a robustness benchmark, and their files.
 
-:func:`plan` looks at all that was typed, and waits for no torch; what computes is imported by those who compute.
+:func:`plan` checks all options without loading torch; modules that compute are imported where they are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import run_folder
+from memorysam_cli.engine import run_folder, surroundings
 from memorysam_cli.engine.evaluate import result_files
 from memorysam_cli.engine.infer.inference import (
     Inference,
@@ -33,7 +33,7 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError
 from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import command
+from memorysam_cli.text import command, counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from memorysam_cli.model import Segmenter
 
 ALL = "all"
-"""What ``--split`` calls every split that has labels."""
+"""Value of ``--split`` for every split with labels."""
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """Which weights are scored on which scenes, and how they look at them."""
+    """Which weights are evaluated on which scenes, and how."""
 
     weights: Path
     card: WeightsCard
@@ -58,14 +58,14 @@ class EvaluationJob:
     splits: tuple[str, ...]
     scenes: tuple[Scene, ...]
     inference: Inference
-    """Its device is as in ``--device`` until the weights are loaded."""
+    """Settings of inference. Its device is the value of ``--device`` until the weights are loaded."""
     folder: Path
-    """Where the results go."""
+    """The folder of the results."""
     weights_sha256: str
-    """Of the file as it was before it was loaded: a training run may replace it meanwhile."""
+    """SHA-256 of the file before it was loaded, because a training run may replace it meanwhile."""
     is_compiled: bool = False
     doubts: tuple[str, ...] = ()
-    """Which sensors hold other values than the weights were trained on, and which sets of them training never had."""
+    """Sensors whose values differ from those in training, and sets of sensors that were not trained."""
 
     @property
     def split(self) -> str:
@@ -88,29 +88,31 @@ def plan(
     is_compiled: bool = False,
     strict: bool = False,
 ) -> EvaluationJob:
-    """Find out what is to be scored; loads no weights, and reads only a few scenes, to compare them with the training.
+    """Find out what to evaluate. Loads no weights, and reads only a few scenes, to compare their values with training.
 
     Args:
         weights: a weights file.
-        data: the data root, if one was given.
+        data: the data root, if given.
         split: a split, several with commas, or ``all``.
         modalities: names, if some were chosen.
-        view: how scenes are shown to the network.
-        out: the folder of the results, if one was given.
-        device: as in ``--device``.
-        batch: scenes of one size that are computed at once.
-        workers: processes that read ahead.
-        precision: of the computing, as of :func:`~memorysam_cli.engine.runtime.computing`.
+        view: scales, flips and tiles.
+        out: the folder of the results, if given.
+        device: the value of ``--device``.
+        batch: number of scenes of one size in a batch.
+        workers: number of processes that load data.
+        precision: of the computation, see :func:`~memorysam_cli.engine.runtime.computing`.
         is_compiled: whether the network's blocks are compiled.
-        strict: refuse scenes whose values are not those that the weights were trained on, instead of a warning.
+        strict: refuse scenes whose values differ from those in training, instead of a warning.
 
     Raises:
-        WeightsError: the weights are refused, or know other classes than the data set.
-        UsageError: an unknown modality, a split's name is missing, or ``out`` holds files of the results' names that
-            are not ours.
-        EnvironmentFault: nothing can be written to ``out``.
-        DataError: the data set is not prepared, a split is unknown or has no labels; or ``strict``.
+        WeightsError: the weights are refused, or have other classes than the data set.
+        UsageError: an unknown modality, a missing split name, or ``out`` contains foreign files with the names of the
+            results.
+        EnvironmentFault: nothing can be written to ``out``, or the device is missing.
+        DataError: the data set is not prepared, a split is unknown or has no labels, or values differ with ``strict``.
     """
+    surroundings.refuse_malformed()
+    surroundings.refuse_device(device, precision=precision)
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
     run = run_folder.run_of(weights)
@@ -122,7 +124,7 @@ def plan(
         weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen, view=view
     )
     if out is None and precision != "fp32":
-        folder /= precision  # beside the exact result, never in its place
+        folder /= precision  # beside the exact result, which it must not replace
     result_files.refuse_foreign(folder)
     atomic.refuse_unwritable(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
@@ -138,7 +140,7 @@ def plan(
 def _remark_sizes(
     card: WeightsCard, manifest: Manifest, scenes: Sequence[Scene], chosen: Sequence[Modality], view: View
 ) -> None:
-    """Print what is done to scenes that are far larger than the trained size, or far from square."""
+    """Print how scenes are resized that are much larger than in training, or far from square."""
     sizes = frame_sizes(scenes, root=manifest.root, modalities=chosen)
     for note in notes_on_sizes(sizes, size=card.image_size, tile=view.tile):
         console.note(note)
@@ -147,7 +149,7 @@ def _remark_sizes(
 def _doubts(
     card: WeightsCard, manifest: Manifest, scenes: Sequence[Scene], inference: Inference, *, strict: bool
 ) -> tuple[str, ...]:
-    """In what scenes are not those that the weights were trained on: values, and sets of sensors; said, too."""
+    """Differences of the scenes from those in training: values, and sets of sensors; also printed."""
     chosen, view = inference.modalities, inference.view
     untrained = untrained_sets(card.recipe, scenes, view, chosen={modality.name for modality in chosen})
     return (
@@ -157,7 +159,7 @@ def _doubts(
 
 
 def check_classes(trained: DatasetInfo, prepared: DatasetInfo, *, weights: str) -> None:
-    """Refuse to score weights on a data set whose classes are not theirs.
+    """Refuse a data set whose classes differ from those of the weights.
 
     Raises:
         WeightsError: the classes differ in number, name or order.
@@ -168,13 +170,13 @@ def check_classes(trained: DatasetInfo, prepared: DatasetInfo, *, weights: str) 
     differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
     first = f", the first difference is '{differing[0]}' against '{differing[1]}'" if differing else ""
     raise WeightsError(
-        f"{weights}: knows {len(trained.classes)} classes, the prepared data set {prepared.name} has "
+        f"{weights}: knows {counted(len(trained.classes), 'class')}, the prepared data set {prepared.name} has "
         f"{len(prepared.classes)}{first}; prepare the data that these weights were trained on"
     )
 
 
 def labeled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
-    """The splits of ``--split``, such as ``val``, ``val,test`` or ``all``, which takes those that have labels.
+    """The splits of ``--split``, such as ``val``, ``val,test`` or ``all``, which means all with labels.
 
     Raises:
         UsageError: a name is missing.
@@ -197,25 +199,25 @@ def labeled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
         bare_count = _without_label(scenes)
         if bare_count:
             raise DataError(
-                f"{manifest.info.name}: {bare_count} of {len(scenes)} scenes in split '{split}' have no label to "
-                f"score against; score another split, or segment it with: "
+                f"{manifest.info.name}: {bare_count} of {counted(len(scenes), 'scene')} in split '{split}' without "
+                f"a label to score against; score another split, or segment it with: "
                 + command("predict", "--split", split, "--data", manifest.root)
             )
     return names
 
 
 def _without_label(scenes: Sequence[Scene]) -> int:
-    """How many scenes have none."""
+    """The number of scenes without a label."""
     return sum(scene.label is None for scene in scenes)
 
 
 def score(job: EvaluationJob, *, protocol: ProtocolName, pictured: int) -> dict[str, Any] | None:
-    """Score, write the result's files, print its tables.
+    """Evaluate, write the files of the results, print the tables.
 
     Args:
-        job: of :func:`plan`.
-        protocol: the one that heads the report.
-        pictured: of how many of the worst scenes, and of the best, the gallery has pictures; 0: no gallery.
+        job: from :func:`plan`.
+        protocol: the protocol of the report's main scores.
+        pictured: number of the worst scenes, and of the best, in the gallery; 0: no gallery.
 
     Returns:
         The content of ``metrics.json``; None in every process but the first.
@@ -223,7 +225,7 @@ def score(job: EvaluationJob, *, protocol: ProtocolName, pictured: int) -> dict[
     Raises:
         DataError: a file cannot be used.
         WeightsError: the weights are damaged, or their base is missing.
-        EnvironmentFault: a device that is not there, a disk that is full.
+        EnvironmentFault: the device does not exist, or the disk is full.
         FolderInUseError: another process writes its results there.
     """
     from memorysam_cli.engine.evaluate import results, scoring
@@ -261,13 +263,13 @@ def measure_robustness(
     """Run a published sensor-failure benchmark, write its files, print its table.
 
     Args:
-        job: of :func:`plan`; its view neither tiles nor augments.
+        job: from :func:`plan`; without tiles and test-time augmentation.
         kind: ``any``, ``emm``, ``rmm`` or ``nm``.
-        missing: what becomes of a missing sensor in ``any``.
-        seed: of what is random.
-        repeats: how often what is random is drawn.
-        noise_extremes: of ``nm``: over what its salt and pepper take the extremes, ``batch`` or ``scene``.
-        protocol: the one that is scored.
+        missing: how ``any`` replaces a missing sensor.
+        seed: of the random draws.
+        repeats: number of repeats of the random draws.
+        noise_extremes: for ``nm``: salt and pepper are the extreme values of a ``batch`` or of a ``scene``.
+        protocol: the protocol of the scores.
 
     Returns:
         The content of ``robustness-<kind>.json``; None in every process but the first.
@@ -275,7 +277,7 @@ def measure_robustness(
     Raises:
         DataError: a file cannot be used.
         WeightsError: the weights are damaged, or their base is missing.
-        EnvironmentFault: a device that is not there, a disk that is full.
+        EnvironmentFault: the device does not exist, or the disk is full.
         FolderInUseError: another process writes its results there.
     """
     from memorysam_cli.engine.evaluate import robustness, robustness_results
@@ -295,7 +297,8 @@ def measure_robustness(
 
 @contextlib.contextmanager
 def _open(job: EvaluationJob) -> Iterator[tuple[Accelerator, Segmenter, Inference, Callable[[int], object]]]:
-    """Lock the folder and load the network: gives processes, network, how it looks, and what advances the progress."""
+    """Lock the folder and load the network; yields processes, network, inference settings, and a callback for the
+    progress."""
     from memorysam_cli import model as models
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.processes import lost_ones_named
@@ -320,7 +323,7 @@ def _open(job: EvaluationJob) -> Iterator[tuple[Accelerator, Segmenter, Inferenc
 
 
 def facts(job: EvaluationJob, inference: Inference) -> dict[str, Any]:
-    """What was scored on what, and how: the part of a report that no pixel decides."""
+    """The part of a report that does not depend on pixels: data, weights and settings."""
     from memorysam_cli.engine import runtime
 
     by_split = {name: job.manifest.of_split(name) for name in job.splits}
@@ -343,24 +346,24 @@ def facts(job: EvaluationJob, inference: Inference) -> dict[str, Any]:
 
 
 def scenes_sha256(scenes: Iterable[Scene]) -> str:
-    """SHA-256 of a list of scenes: ids and labels' paths, in the order of the ids.
+    """SHA-256 of a list of scenes: ids and labels' paths, sorted by id.
 
-    Two results are of the same scenes if and only if they say the same here, whatever their splits are called.
+    Two results are of the same scenes if and only if this value is equal, even if the splits have other names.
     """
     lines = sorted(documents.to_json([scene.id, scene.label]) for scene in scenes)
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def flattery(manifest: Manifest, data: recipe.Data, *, splits: Sequence[str]) -> list[str]:
-    """Why a result on these splits flatters the weights: they were trained or chosen on the same scenes.
+    """Reasons why scores on these splits are too optimistic: the weights were trained or selected on the same scenes.
 
     Args:
         manifest: the data set.
         data: of the weights' recipe.
-        splits: those that are scored.
+        splits: the evaluated splits.
 
     Returns:
-        A line per reason, none for a result that is free of it.
+        A line per reason.
     """
     unbiased = "a split that training never saw gives the unbiased figure"
     reasons = []
@@ -377,10 +380,11 @@ def flattery(manifest: Manifest, data: recipe.Data, *, splits: Sequence[str]) ->
 
 
 def _shared(manifest: Manifest, split: str, other: str, did: str, unbiased: str) -> list[str]:
-    """What to say of labels that a scored split shares with another (several data sets' val is their test list)."""
+    """The message for labels that an evaluated split shares with another (in several data sets, val is the test
+    list)."""
     labels = {scene.label for scene in manifest.scenes if scene.split == other and scene.label is not None}
     scenes = [scene for scene in manifest.scenes if scene.split == split]
     count = sum(scene.label in labels for scene in scenes)
-    return [f"{count} of {len(scenes)} scenes of '{split}' are also in '{other}', which {did}; {unbiased}"] * bool(
-        count
-    )
+    return [
+        f"'{split}' shares {count} of {counted(len(scenes), 'scene')} with '{other}', which {did}; {unbiased}"
+    ] * bool(count)

@@ -1,4 +1,4 @@
-"""The folder of an evaluation's results: where it is and what is in it; light, for who reads it needs no torch."""
+"""The folder of an evaluation's results: its place and its files. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = {
 }
 """Key in the report's ``files`` → file name; ``confusion`` is that of the report's protocol."""
 GALLERY = "gallery"
-"""The folder of the worst and best scenes' pictures."""
+"""The folder of pictures of the worst and best scenes."""
 
 
 def folder_for(
@@ -40,11 +40,11 @@ def folder_for(
     modalities: Sequence[Modality],
     view: View | None = None,
 ) -> Path:
-    """Where results go: ``<run>/evaluate/<split>``, or ``<run>/evaluate/<name>/<split>`` for other than the best.
+    """The folder of results: ``<run>/evaluate/<split>``; for weights other than the best with their name between.
 
-    Weights outside a run have ``evaluate/<name>-<the SHA-256's first digits>/<split>`` here: names such as ``best`` are
-    many. A part of the modalities, and a view that is not the plain one, have a folder of their own inside, so that
-    they never replace the full result.
+    For weights outside a run it is ``evaluate/<name>-<start of the SHA-256>/<split>`` in the current folder, because
+    names such as ``best`` are common. For some of the modalities, or another view than the default, a folder inside is
+    used, so that these results never replace the full result.
     """
     if run is None:
         folder = Path("evaluate") / f"{weights.stem}-{digest[:8]}" / split
@@ -60,10 +60,10 @@ def folder_for(
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder whose files would be replaced though no evaluation wrote them.
+    """Refuse a folder whose files would be replaced although no evaluation wrote them.
 
     Raises:
-        UsageError: it holds such files, and neither a report nor the trace of a lock.
+        UsageError: it has such files, and neither a report nor a lock's record.
     """
     present = [name for name in NAMES.values() if (folder / name).exists()]
     if present and not (folder / lock.NAME).exists() and not _is_report(folder / NAMES["metrics"]):

@@ -1,4 +1,4 @@
-"""What ``memorysam evaluate`` gives: the report, its files, pictures of scenes, and tables on the terminal."""
+"""The results of ``memorysam evaluate``: the report, its files, pictures of scenes, and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from memorysam_cli.text import shown
 SCHEMA_VERSION = 1
 SHOWN_SCENES = 5
 PICTURED = 4
-"""Scenes from either end that the gallery has pictures of."""
+"""Number of worst, and of best, scenes in the gallery."""
 FORMULA_LETTERS = ("=", "+", "-", "@", "\t")
-"""What a spreadsheet takes for the beginning of something to compute."""
+"""First characters that a spreadsheet takes for a formula."""
 
 
 def describe(evaluation: Evaluation, *, protocol: str, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def describe(evaluation: Evaluation, *, protocol: str, facts: dict[str, Any], fo
 
     Args:
         evaluation: the counts.
-        protocol: the one whose scores stand at the top level.
-        facts: what was scored on what, and how.
-        folder: where the files will be.
+        protocol: the protocol of the scores at the top level.
+        facts: data, weights and settings.
+        folder: the folder of the files.
     """
     both = evaluation.to_json()
     count = len(evaluation.classes)
@@ -60,9 +60,9 @@ def write(report: dict[str, Any], evaluation: Evaluation, folder: Path) -> None:
     """Write a report's files: numbers as JSON and CSV, figures as PNG.
 
     Args:
-        report: as of :func:`describe`.
-        evaluation: what the report describes.
-        folder: where; its files of these names are replaced.
+        report: from :func:`describe`.
+        evaluation: the evaluation of the report.
+        folder: its files of these names are replaced.
 
     Raises:
         EnvironmentFault: they cannot be written.
@@ -80,7 +80,7 @@ def write(report: dict[str, Any], evaluation: Evaluation, folder: Path) -> None:
     matrix = evaluation.confusion(report["protocol"]).numpy()
     atomic.write_bytes(folder / NAMES["confusion_figure"], figures.confusion_matrix(matrix, classes=names, title=title))
     atomic.write_bytes(folder / NAMES["per_class_figure"], bars)
-    documents.write_json(folder / NAMES["metrics"], report)  # last: who finds it finds the others
+    documents.write_json(folder / NAMES["metrics"], report)  # last: if it exists, the others do
 
 
 def _per_class_rows(report: dict[str, Any]) -> Iterable[Sequence[object]]:
@@ -92,7 +92,8 @@ def _per_class_rows(report: dict[str, Any]) -> Iterable[Sequence[object]]:
 
 
 def _breakdown_rows(evaluation: Evaluation) -> Iterable[Sequence[object]]:
-    """The whole, then every subset; an empty cell of split, condition or case means all; classes without union too."""
+    """The whole, then every subset. An empty cell of split, condition or case means all. Classes without union are
+    included."""
     means = ("miou", "miou_present", "mf1", "mf1_present", "macc", "macc_present")
     classes = [f"IoU {name}" for name in evaluation.classes]
     yield "protocol", "split", "condition", "case", "scenes", "pixels", *means, *classes
@@ -128,14 +129,15 @@ def _confusion_rows(confusion: Tensor, names: Sequence[str]) -> Iterable[Sequenc
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None is an empty cell, and no name is a formula to a spreadsheet or drives a terminal."""
+    """Rows as CSV. None is an empty cell. Names are escaped, so that none is a formula in a spreadsheet or controls a
+    terminal."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 
 def _harmless(cell: object) -> object:
-    """A cell; words that a spreadsheet would compute get an apostrophe before them, as people write it there."""
+    """A cell; text that a spreadsheet would compute gets an apostrophe in front."""
     if not isinstance(cell, str):
         return cell
     words = shown(cell, keep="\n\t")
@@ -155,16 +157,16 @@ def write_pictures(
     """Segment the worst and best scenes again, at their labels' own size, and store the frames and the predictions.
 
     Args:
-        folder: of the results; a gallery that is there is replaced, or removed: it would show other weights.
-        evaluation: says which scenes these are.
+        folder: of the results; an existing gallery is replaced or removed, because it belongs to other weights.
+        evaluation: has the scores of the scenes.
         manifest: the data set of the scenes.
         protocol: whose scores rank the scenes.
-        each: how many from either end; 0: no gallery.
-        network: as it was scored.
-        inference: how it was scored.
+        each: number of worst, and of best, scenes; 0: no gallery.
+        network: as in the evaluation.
+        inference: as in the evaluation.
 
     Raises:
-        DataError: a file cannot be used any more.
+        DataError: a file can no longer be used.
         EnvironmentFault: the pictures cannot be written.
     """
     chosen, place = extremes(evaluation.scene_scores(protocol), each=each), folder / GALLERY
@@ -194,11 +196,12 @@ def write_pictures(
 
 
 def extremes(scene_scores: Sequence[SceneScore], *, each: int) -> list[tuple[SceneScore, Rank]]:
-    """The worst scenes, then the best ones, by the mean IoU of the classes that their labels have.
+    """The worst scenes, then the best ones, by the mean IoU of the classes in their labels.
 
     Args:
         scene_scores: of all scenes.
-        each: how many from either end, at most; a scene stands once, and one without a label's pixel not at all.
+        each: largest number of worst, and of best, scenes. No scene occurs twice; scenes without a labeled pixel are
+            left out.
     """
     ranked = sorted((score for score in scene_scores if score.pixels), key=lambda score: score.miou_present)
     worst = ranked[: min(each, (len(ranked) + 1) // 2)]
@@ -207,7 +210,7 @@ def extremes(scene_scores: Sequence[SceneScore], *, each: int) -> list[tuple[Sce
 
 
 def _predict(network: Network, seen: ScoredScene, inference: Inference) -> tuple[pictures.Mask, pictures.Confidence]:
-    """The class of each pixel of the scene's own size, and its probability."""
+    """The class of each pixel at the scene's own size, and its probability."""
     label = seen.whole.label
     assert label is not None  # scored scenes have one
     height, width = label.shape[-2:]
@@ -223,7 +226,7 @@ def _predict(network: Network, seen: ScoredScene, inference: Inference) -> tuple
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print a report's tables and headline on stdout, and on stderr what flatters it."""
+    """Print a report's tables and main scores on stdout, and warnings about too optimistic scores on stderr."""
     for line in report["warnings"]:
         console.warn(line)
     if not report["pixels"]["scored"]:
@@ -239,7 +242,7 @@ def show(report: dict[str, Any]) -> None:
     _show_parts(report)
     _show_worst(report)
     for name, part in sorted(report["protocols"].items(), key=lambda item: item[0] != report["protocol"]):
-        present = f"{part['miou_present']:.2f}"  # the same where each class is present
+        present = f"{part['miou_present']:.2f}"  # equal if each class is present
         console.say(
             f"{name:<8}  mIoU {part['miou']:.2f}  mF1 {part['mf1']:.2f}  mAcc {part['macc']:.2f}"
             + (f"  (mIoU of present classes {present})" if present != f"{part['miou']:.2f}" else "")
@@ -250,7 +253,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _seen(report: dict[str, Any]) -> str:
-    """How the scenes were shown, where that is not the plain way."""
+    """How the scenes were shown, if not in the default way."""
     words = ["others as zeros"] * (report["missing"] == "zero")
     if report["tta"]:
         words.append(f"scales {', '.join(f'{scale:g}' for scale in report['tta']['scales'])}, each also mirrored")
@@ -260,9 +263,9 @@ def _seen(report: dict[str, Any]) -> str:
 
 
 def _show_parts(report: dict[str, Any]) -> None:
-    """The breakdowns: a table each, and one of conditions against cases."""
+    """Print the breakdowns: a table each, and one of conditions against cases."""
     for label in ("splits", "conditions", "cases"):
-        if len(report[label]) > (label == "splits"):  # a single split is the whole
+        if len(report[label]) > (label == "splits"):  # a single split is the same as the whole
             parts = [
                 [name, part["scenes"], *_two_decimals(part, "miou", "miou_present", "mf1", "macc")]
                 for name, part in report[label].items()
@@ -277,7 +280,7 @@ def _show_parts(report: dict[str, Any]) -> None:
 
 
 def _show_worst(report: dict[str, Any]) -> None:
-    """The scenes with the lowest scores."""
+    """Print the scenes with the lowest scores."""
     if report["scenes"] > 1:
         rows = [
             [

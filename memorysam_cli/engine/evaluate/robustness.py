@@ -1,7 +1,7 @@
 """The published sensor-failure benchmarks: every set of missing sensors, missing elements, and noise.
 
-All failures are counted in one pass, at a fraction of the cost of as many evaluations: each modality, and each
-corruption of it, is encoded once per batch and repeat; what two failures begin with alike runs through the memory once
+All failures are counted in one pass, at a fraction of the cost of separate evaluations. Each modality, and each
+corruption of it, is encoded once per batch and repeat. Common prefixes of two failures go through the memory once
 (:mod:`memorysam_cli.model.memory`).
 
 Source: DATASETS §1.6 (EMM, RMM, NM of arXiv 2503.18445), §1.7 (the mean over all sets of sensors).
@@ -36,45 +36,45 @@ from memorysam_cli.recipe import sensor_of
 BenchmarkKind = Literal["any", "emm", "rmm", "nm"]
 KINDS: tuple[BenchmarkKind, ...] = get_args(BenchmarkKind)
 Protocols = Literal["drop", "zero", "both"]
-"""What becomes of a missing sensor in ``any``: it is not fed, fed as zeros, or each in turn."""
+"""How ``any`` replaces a missing sensor: not at all, by zeros, or each in turn."""
 DROPPED, ZEROED = "dropped", "zeroed"
-"""The levels of ``any`` where both are scored."""
+"""The levels of ``any`` if both are scored."""
 MOST_WITH_ALL_SETS = 6
-"""Sensors up to which every set is scored, 63 of them; of more: all, each alone, and all but each."""
+"""Up to this number of sensors, every set is scored (63 sets). With more: all, each alone, and all but each."""
 PROBABILITIES = (0.2, 0.1, 0.05)
-"""Of one sensor's failing, in the expected values."""
+"""Probabilities of a single sensor's failure, for the expected values."""
 
 CLEAN, ZERO = "clean", "zero"
-"""Variants of a frame beside the levels of corruption."""
+"""Variants of a frame besides the levels of corruption."""
 
 Variant = tuple[int, str]
 """A sensor's place, and CLEAN, ZERO or a level of corruption."""
 
 
 class Cell(NamedTuple):
-    """One figure of a benchmark: a level (None where the kind has none, and without noise), and who is missing."""
+    """One score of a benchmark: a level (None if the kind has none, or without noise), and the missing sensors."""
 
     level: str | None
     missing: tuple[int, ...]
-    """Places of the sensors."""
+    """Places of the missing sensors."""
 
 
 def missing_sets(count: int) -> list[tuple[int, ...]]:
-    """Which of ``count`` sensors can be missing, from none to all but one; four give 15.
+    """The sets of ``count`` sensors that can be missing, from none to all but one; 15 for four sensors.
 
-    Of more than :data:`MOST_WITH_ALL_SETS`: none, one, or all but one.
+    With more than :data:`MOST_WITH_ALL_SETS`: none, one, or all but one.
     """
     sizes = range(count) if has_all_sets(count) else (0, 1, count - 1)
     return [places for size in sizes for places in combinations(range(count), size)]
 
 
 def has_all_sets(count: int) -> bool:
-    """Whether :func:`missing_sets` of so many sensors are all that there can be."""
+    """Whether :func:`missing_sets` of this number of sensors has all possible sets."""
     return count <= MOST_WITH_ALL_SETS
 
 
 def plan_of(kind: BenchmarkKind, *, modalities: int, missing: Protocols) -> dict[Cell, tuple[Variant, ...]]:
-    """The figures of a benchmark, and the frames that the memory sees for each."""
+    """The scores of a benchmark, and the frames that the memory sees for each."""
     everyone = range(modalities)
     if kind == "nm":
         clean = {Cell(None, ()): tuple((place, CLEAN) for place in everyone)}
@@ -87,13 +87,13 @@ def plan_of(kind: BenchmarkKind, *, modalities: int, missing: Protocols) -> dict
 
 
 def _fed(everyone: Iterable[int], gone: Sequence[int], variant: str | None) -> tuple[Variant, ...]:
-    """The frames that the memory sees: those of missing sensors as a variant, or, if that is None, not at all."""
+    """The frames that the memory sees; those of missing sensors as a variant or, if that is None, not at all."""
     seen = [(place, variant if place in gone else CLEAN) for place in everyone]
     return tuple((place, level) for place, level in seen if level is not None)
 
 
 def _levels(kind: BenchmarkKind, missing: Protocols) -> dict[str | None, str | None]:
-    """Of a benchmark of missing sensors, each level, and the variant of a missing frame; None: it is not fed."""
+    """Each level of a benchmark of missing sensors, with the variant of a missing frame; None: it is left out."""
     if kind == "rmm":
         return {level: level for level in SHARES}
     if kind == "any" and missing == "both":
@@ -121,28 +121,28 @@ def run(
     Args:
         network: its mode (train or eval) is restored afterwards.
         manifest: the data set of the scenes.
-        scenes: all scenes, in every process alike; each process scores its share.
-        inference: how the network looks at them; its view neither augments nor tiles.
-        kind: ``any``, every non-empty set of sensors; ``emm``, entirely missing ones (0 after normalization);
-            ``rmm``, elements of the missing ones 0 at random, at three levels; ``nm``, noise on all, at three levels
-            and without any.
-        missing: what ``any`` makes of a missing sensor: ``drop``, it is not fed; ``zero``, 0 after normalization;
+        scenes: all scenes, the same in every process; each process scores its share.
+        inference: the settings of inference, without tiles and test-time augmentation.
+        kind: ``any``, every non-empty set of sensors; ``emm``, entirely missing sensors (0 after normalization);
+            ``rmm``, random elements of the missing sensors are 0, at three levels; ``nm``, noise on all sensors, at
+            three levels and without noise.
+        missing: how ``any`` replaces a missing sensor: ``drop``, not at all; ``zero``, by 0 after normalization;
             ``both``, each in turn; None: as the view.
         seed: of all draws.
-        repeats: how often ``rmm`` and ``nm`` are drawn.
-        noise_extremes: whether salt and pepper of ``nm`` are the highest and lowest value of the batch's tensor, as
-            published (and so depend on what is in the batch), or of each scene's.
+        repeats: number of draws of ``rmm`` and ``nm``.
+        noise_extremes: whether salt and pepper of ``nm`` are the highest and lowest value of the batch's tensor (as
+            published; the result then depends on the batches), or of each scene's.
         protocol: the published figures are ``resized``.
-        accelerator: sums the counts of several processes; none for a single one.
-        advance: called with how many scenes of this process have just been scored.
+        accelerator: sums the counts of several processes; None for a single one.
+        advance: called with the number of scenes that this process has just scored.
 
     Returns:
-        The same in every process, and for any number of processes and workers; ``nm`` with the batch's extremes
+        The same result in every process, for any number of processes and workers. ``nm`` with the batch's extremes
         depends on the batches.
 
     Raises:
-        UsageError: repeats of what has no random draws, or a view that feeds zeros where that means nothing.
-        DataError: no scenes, a scene without a label or one of the modalities, a file that cannot be used.
+        UsageError: repeats without random draws, or a view that feeds zeros although this has no meaning here.
+        DataError: no scenes, a scene without a label or a modality, or a file that cannot be used.
 
     Source: DATASETS §1.6, §1.7.
     """
@@ -181,9 +181,9 @@ def _refuse_without_meaning(kind: BenchmarkKind, *, repeats: int, missing: Proto
 
 
 def sensors_in(network: MemorySAM, inference: Inference) -> dict[str, tuple[int, list[int]]]:
-    """What can fail: each sensor with its place in the memory's order, and the numbers of its frames among those shown.
+    """The sensors that can fail, each with its place in the memory's order, and the numbers of its frames.
 
-    Frames that the network joins (``model.projection``) are one sensor's, and fail together.
+    Frames that the network joins (``model.projection``) belong to one sensor, and fail together.
     """
     names = [modality.name for modality in inference.modalities]
     found = network.projection.groups(inference.sensors)
@@ -198,11 +198,11 @@ class FailureTally:
 
     Args:
         network: in eval mode.
-        plan: what the memory sees for each figure.
-        inference: how the network looks at scenes.
+        plan: the frames that the memory sees for each score.
+        inference: the settings of inference.
         classes: K.
         draws: one per repeat.
-        protocol: in which frames and labels are seen.
+        protocol: of frames and labels.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class FailureTally:
         self.network, self.draws, self.protocol, self.classes = network, draws, protocol, classes
         self.modalities, self.sensors, self.device = inference.modalities, inference.sensors, inference.device
         self.groups = list(sensors_in(network, inference).values())
-        # With nothing missing all levels are one: it runs once, and counts for each.
+        # Without missing sensors all levels are equal: it runs once, and counts for each.
         self.cells: dict[tuple[Variant, ...], list[int]] = {}
         for index, variants in enumerate(plan.values()):
             self.cells.setdefault(tuple(variants), []).append(index)
@@ -227,11 +227,11 @@ class FailureTally:
         self._zeros: dict[tuple[int, ...], EncodedFrame] = {}
 
     def shape(self, scored: ScoredScene) -> tuple[int, ...]:
-        """What must agree for scenes to share a forward pass."""
+        """The shapes that must be equal for scenes in the same forward pass."""
         return tuple(self._seen(scored).frames[0].shape)
 
     def add(self, together: Sequence[ScoredScene]) -> None:
-        """Count every figure of one batch, in every repeat."""
+        """Count all scores of one batch, in every repeat."""
         seen = [self._seen(scored) for scored in together]
         scenes = [scored.scene.id for scored in together]
         frames = [torch.cat(each) for each in zip(*(batch.frames for batch in seen), strict=True)]
@@ -247,7 +247,7 @@ class FailureTally:
         confusions, pixels = self.confusions, self.pixels
         if accelerator is not None:
             flat = torch.cat([confusions.flatten(), torch.tensor([pixels])]).to(accelerator.device)
-            wait_for_all(accelerator)  # one may have had the larger scenes
+            wait_for_all(accelerator)  # another process may have had the larger scenes
             flat = accelerator.reduce(flat, reduction="sum").cpu()
             confusions, pixels = flat[:-1].view_as(confusions), int(flat[-1])
         counted = confusions.sum((2, 3))
@@ -261,12 +261,12 @@ class FailureTally:
         return scored.resized if self.protocol == "resized" else scored.whole
 
     def _encode(self, frames: Sequence[Tensor], numbers: Iterable[int]) -> list[EncodedFrame]:
-        """The sensors whose frames have these numbers, encoded."""
+        """The frames with these numbers, encoded and joined per sensor."""
         moved = [frame.to(self.device, non_blocking=True) for frame in frames]
         return self.network.encode(moved, sensors=[self.sensors[number] for number in numbers])
 
     def _others(self, frames: Sequence[Tensor], scenes: Sequence[str], draw: Draw) -> dict[Variant, EncodedFrame]:
-        """All variants of the plan beside the clean ones, encoded one level at a time."""
+        """All variants of the plan besides the clean ones, encoded one level at a time."""
         wanted = sorted({variant for variants in self.cells for variant in variants if variant[1] != CLEAN})
         encoded: dict[Variant, EncodedFrame] = {}
         for level in dict.fromkeys(level for _, level in wanted):
@@ -283,16 +283,18 @@ class FailureTally:
         return encoded
 
     def _zero(self, frame: Tensor, place: int) -> EncodedFrame:
-        """An encoded frame of zeros for a batch like ``frame``, of the sensor at a place; a size is encoded once."""
+        """An encoded frame of zeros for a batch like ``frame``, for the sensor at a place; each size is encoded
+        once."""
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
-            self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}  # scenes of one size come in a row
+            # scenes of the same size are consecutive
+            self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}
         return self._zeros[shape].expand(frame.shape[0], sensor=self.groups[place][0])
 
     def _add_all(
         self, pool: dict[Variant, EncodedFrame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
     ) -> None:
-        """Run every sequence of frames and add its counts to its figures."""
+        """Run every sequence of frames and add its counts to its scores."""
         wanted = [variants for variants in self.cells if repeat == 0 or _is_random(variants)]
         places = {variant: place for place, variant in enumerate(pool)}
         sequences = [[places[variant] for variant in variants] for variants in wanted]
@@ -304,7 +306,7 @@ class FailureTally:
                 self.confusions[each, self.cells[variants]] += confusion
 
     def _confusion(self, output: Output, labels: Sequence[Tensor], *, size: tuple[int, int]) -> Tensor:
-        """(K, K) counts of one figure over the batch's scenes."""
+        """(K, K) counts of one score over the batch's scenes."""
         total = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
         for logits, label in zip(self.network.upsample(output, size=size), labels, strict=True):
             prediction = class_map(logits, height=label.shape[0], width=label.shape[1])
@@ -313,28 +315,28 @@ class FailureTally:
 
 
 def _is_random(variants: Sequence[Variant]) -> bool:
-    """Whether another draw may change what the memory sees."""
+    """Whether another draw can change the frames that the memory sees."""
     return any(level not in (CLEAN, ZERO) for _, level in variants)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the repeats."""
+    """A score over the repeats."""
 
     mean: float
     std: float | None
-    """Of the sample; None with one repeat."""
+    """Standard deviation of the sample; None with one repeat."""
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """The counts of a benchmark, from which its figures follow."""
+    """The counts of a benchmark, from which its scores are computed."""
 
     kind: BenchmarkKind
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
     missing: Protocols
-    """What a missing sensor means; ``rmm`` and ``nm`` read it nowhere."""
+    """How a missing sensor is replaced; not used by ``rmm`` and ``nm``."""
     protocol: ProtocolName
     scenes: int
     seed: int
@@ -347,29 +349,29 @@ class Robustness:
 
     @property
     def repeats(self) -> int:
-        """How often the random draws were made."""
+        """The number of random draws."""
         return self.confusions.shape[0]
 
     @property
     def laws(self) -> Laws:
-        """Whatever sensors are missing, the same pixels are scored."""
+        """The same pixels are scored for every set of missing sensors."""
         truth = self.confusions.sum(dim=-1).reshape(-1, len(self.classes))  # (repeats · cells, K)
         least, most = (int(each.values.sum()) for each in (truth.min(dim=0), truth.max(dim=0)))
         return check_laws({"pixels of each class, in any set of sensors = in any other": (least, most)})
 
     @property
     def levels(self) -> tuple[str | None, ...]:
-        """In the order of the cells."""
+        """The levels, in the order of the cells."""
         return tuple(dict.fromkeys(cell.level for cell in self.cells))
 
     @property
     def has_sets(self) -> bool:
-        """Whether there is a figure for each set of missing sensors."""
+        """Whether there is a score for each set of missing sensors."""
         return self.kind != "nm"
 
     @property
     def has_all_sets(self) -> bool:
-        """Whether that is each set that there can be."""
+        """Whether these are all possible sets."""
         return self.has_sets and has_all_sets(len(self.modalities))
 
     def names(self, cell: Cell) -> tuple[str, ...]:
@@ -377,11 +379,11 @@ class Robustness:
         return tuple(self.modalities[place] for place in cell.missing)
 
     def miou(self, cell: Cell, *, present: bool = False) -> Spread:
-        """The mIoU in percent: over all classes, absent ones 0 (as published), or over those with ground truth."""
+        """The mIoU in %: over all classes, absent ones 0 (as published), or over those with ground truth."""
         return _spread(self._values(cell, present=present))
 
     def iou(self, cell: Cell) -> tuple[float, ...]:
-        """Each class's IoU in percent, the mean over repeats."""
+        """Each class's IoU in %, the mean over repeats."""
         matrices = self.confusions[:, self.cells.index(cell)]
         each = torch.tensor([counts.scores(matrix).iou for matrix in matrices], dtype=torch.float64)
         return tuple(each.mean(0).tolist())
@@ -391,7 +393,8 @@ class Robustness:
         return self._weighted(level, [1.0] * len(self._of(level)), present=present)
 
     def expected(self, level: str | None, probability: float, *, present: bool = False) -> Spread:
-        """The mean over all sets of a level if each sensor fails with this probability, not all at once: mIoU^E(p)."""
+        """The expected value over all sets of a level if each sensor fails with this probability, but not all at once:
+        mIoU^E(p)."""
         count = len(self.modalities)
         sizes = [len(cell.missing) for cell in self._of(level)]
         return self._weighted(

@@ -1,4 +1,4 @@
-"""What ``memorysam evaluate --robustness`` gives: the report, its files, and its table on the terminal."""
+"""The results of ``memorysam evaluate --robustness``: the report, its files, and its table on the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from memorysam_cli.engine.evaluate.results import csv_text
 from memorysam_cli.engine.evaluate.robustness import PROBABILITIES, Cell, Robustness, Spread
 from memorysam_cli.report import console, figures
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 TITLES = {
@@ -24,7 +25,7 @@ FED = {
     "both": "not fed (dropped), or fed as zeros after normalization (zeroed)",
 }
 LEVELS = {"any": "", "emm": "", "rmm": "r = ", "nm": ""}
-"""What stands before a level's name."""
+"""Text before a level's name."""
 MEANS = {
     "average": "the mean over the sets of missing sensors: from none to all but one, or those that were scored",
     "expected": "each sensor fails with probability p on its own; all at once is left out",
@@ -38,12 +39,12 @@ def describe(benchmark: Robustness, *, facts: dict[str, Any], folder: Path) -> d
 
     Args:
         benchmark: the benchmark's counts.
-        facts: what was scored on what, as of :func:`memorysam_cli.engine.evaluate.evaluation.facts`.
-        folder: where the files will be.
+        facts: data, weights and settings, from :func:`memorysam_cli.engine.evaluate.evaluation.facts`.
+        folder: the folder of the files.
 
     Returns:
-        ``facts``, with ``missing`` replaced by what the benchmark did; ``robustness``, the kind; what decided the
-        draws, None where nothing is drawn; ``levels``, a list with the figures of each, in percent.
+        ``facts``, with ``missing`` replaced by what the benchmark did; ``robustness``, the kind; the settings of the
+        random draws, None without draws; ``levels``, a list with the scores of each level, in %.
     """
     is_random, is_noise = benchmark.kind in ("rmm", "nm"), benchmark.kind == "nm"
     depends = is_noise and benchmark.noise_extremes == "batch"
@@ -67,7 +68,7 @@ def describe(benchmark: Robustness, *, facts: dict[str, Any], folder: Path) -> d
 
 
 def names(benchmark: Robustness) -> dict[str, str]:
-    """Key in the report's ``files`` → file name; figures of another meaning never replace each other."""
+    """Key in the report's ``files`` → file name; results of different meaning have different names."""
     words = ["robustness", benchmark.kind]
     words += [benchmark.missing] * (benchmark.kind == "any" and benchmark.missing != "both")
     words += ["scene"] * (benchmark.kind == "nm" and benchmark.noise_extremes == "scene")
@@ -80,8 +81,8 @@ def write(report: dict[str, Any], folder: Path) -> None:
     """Write a report's files: numbers as JSON and CSV, a figure as PNG.
 
     Args:
-        report: as of :func:`describe`.
-        folder: where; its files of these names are replaced.
+        report: from :func:`describe`.
+        folder: its files of these names are replaced.
 
     Raises:
         EnvironmentFault: they cannot be written.
@@ -89,17 +90,18 @@ def write(report: dict[str, Any], folder: Path) -> None:
     files = {key: Path(path).name for key, path in report["files"].items()}
     atomic.write_text(folder / files["table"], csv_text(_csv_rows(report)))
     atomic.write_bytes(folder / files["figure"], _figure(report))
-    documents.write_json(folder / files["report"], report)  # last: who finds it finds the others
+    documents.write_json(folder / files["report"], report)  # last: if it exists, the others do
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print a report's table on stdout, and on stderr what a reader must know of it."""
+    """Print a report's table on stdout, and notes on it on stderr."""
     for line in report.get("warnings", ()):
         console.warn(line)
     if report["batch"] is not None:
         console.note(
             "salt and pepper are a batch's extremes, as published, and so depend on what is in a batch: here "
-            f"{report['batch']} scenes in {report['processes']} process(es); --noise-extremes scene does not"
+            f"{counted(report['batch'], 'scene')} in {counted(report['processes'], 'process')}; --noise-extremes "
+            "scene does not"
         )
     console.table(*_table(report), title=f"{report['dataset']} {report['split']}: {TITLES[report['robustness']]}")
     console.say(f"figures   mIoU in %, {report['protocol']} protocol{_drawn(report)}")
@@ -134,7 +136,7 @@ def _set(benchmark: Robustness, cell: Cell) -> dict[str, Any]:
 
 
 def _both(figure: Any, *arguments: Any) -> tuple[Spread, Spread]:
-    """A figure of all classes, and of those present."""
+    """A score over all classes, and over those present."""
     return figure(*arguments), figure(*arguments, present=True)
 
 
@@ -148,14 +150,14 @@ def _spreads(every: Spread, present: Spread) -> dict[str, float | None]:
 
 
 def _averages(level: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The figures over all sets of a level, by their names."""
+    """The scores over all sets of a level, by their names."""
     if level["average"] is None:
         return []
     return [("average", level["average"])] + [(f"expected, p = {each['p']:g}", each) for each in level["expected"]]
 
 
 def _table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for people."""
+    """Columns and rows of the printed table."""
     levels = report["levels"]
     if report["robustness"] == "nm":
         sets = [(name, level["sets"][0]) for name, level in zip(_noises(levels), levels, strict=True)]
@@ -199,14 +201,14 @@ def _figure(report: dict[str, Any]) -> bytes:
 
 
 def _drawn(report: dict[str, Any]) -> str:
-    """What the random draws of a report were, if there were any."""
+    """The random draws of a report in words, if there are any."""
     if report["seed"] is None:
         return "" if report["missing"] is None else f"; a missing sensor is {FED[report['missing']]}"
-    return f"; seed {report['seed']}, {report['repeats']} draw{'s' * (report['repeats'] > 1)}"
+    return f"; seed {report['seed']}, {counted(report['repeats'], 'draw')}"
 
 
 def _letters(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    """What the letters of the table mean."""
+    """The meaning of the letters in the table."""
     if report["robustness"] == "rmm":
         yield "r", "share of a missing sensor's elements that are zero"
     if report["levels"][0]["expected"]:

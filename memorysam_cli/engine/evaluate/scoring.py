@@ -1,6 +1,6 @@
 """Scoring: one pass over labeled scenes gives both protocols, every condition and every failure case.
 
-Training's validation and ``memorysam evaluate`` call :func:`evaluate`, so that their numbers are the same.
+Validation in training and ``memorysam evaluate`` both call :func:`evaluate`, so their scores are the same.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def evaluate(
     Args:
         network: gives the logits of the data set's K classes; its mode (train or eval) is restored afterwards.
         manifest: the data set of the scenes.
-        scenes: all scenes, in every process alike; each process scores its share.
-        inference: how the network looks at them.
-        accelerator: sums the counts of several processes; none for a single one.
-        advance: called with how many scenes of this process have just been scored.
+        scenes: all scenes, the same in every process; each process scores its share.
+        inference: the settings of inference.
+        accelerator: sums the counts of several processes; None for a single one.
+        advance: called with the number of scenes that this process has just scored.
 
     Returns:
-        The same in every process, and for any number of processes.
+        The same evaluation in every process, and for any number of processes.
 
     Raises:
-        DataError: no scenes, a scene without a label or one of the modalities, a file that cannot be used.
+        DataError: no scenes, a scene without a label or a modality, or a file that cannot be used.
 
-    Source: METHOD §5. Both protocols share a forward pass where they see the same frames.
+    Source: METHOD §5. Both protocols share a forward pass if they see the same frames.
     """
     if not scenes:
         raise DataError(f"{manifest.info.name}: no scenes to evaluate")
@@ -72,14 +72,14 @@ def evaluate(
 
 
 def _frame_shapes(scored: ScoredScene) -> Hashable:
-    """What must agree for scenes to share a forward pass."""
+    """The shapes that must be equal for scenes in the same forward pass."""
     return scored.resized.frames[0].shape, scored.whole.frames[0].shape, scored.shares_frames
 
 
 def _score(
     together: Sequence[ScoredScene], network: Network, inference: Inference, *, tally: Tally, root: Path
 ) -> None:
-    """Score scenes whose frames have the same shapes; only whole frames are ever seen through windows."""
+    """Score scenes whose frames have the same shapes; only whole frames are processed in windows."""
     is_shared = together[0].shares_frames
     plain, whole = inference.shown(network), inference.shown(network, is_large=together[0].is_large)
     published = inference.logits(whole if is_shared else plain, [scene.resized.frames for scene in together])
@@ -91,13 +91,13 @@ def _score(
         )
         for protocol, logits, label_or_none, pixels in seen:
             label = _label(label_or_none, inference.device)
-            # float32, in which half a precision's ties are still told apart.
+            # float32, which distinguishes values that are equal in half precision.
             prediction = class_map(logits.float(), height=label.shape[0], width=label.shape[1])
             tally.add(protocol, scored.scene, prediction=prediction, label=label, pixels=pixels)
 
 
 def _file_pixels(root: Path, scene: Scene) -> int:
-    """Height × width of a scene's label, as its file's header says."""
+    """Height × width of a scene's label, from its file's header."""
     assert scene.label is not None  # the loader refuses scenes without one
     height, width, _, _ = images.shape(root / scene.label)
     return height * width

@@ -1,5 +1,6 @@
-"""How a trained network looks at a scene, alike for validation, evaluation, robustness, prediction and measuring.
+"""Inference: run a trained network on scenes, in the same way for validation, evaluation, robustness and prediction.
 
-``inference`` says what a network is shown, how, where and in which precision; ``views`` are the ways of showing it
-(scales, flips, windows, zeros); ``corruption`` spoils what sensors saw; ``decision`` makes classes of logits.
+``inference`` has the settings: which frames, how, on which device and in which precision. ``views`` are the ways of
+showing frames to a network (scales, flips, windows, zeros). ``corruption`` damages the values of sensors. ``decision``
+turns logits into classes.
 """

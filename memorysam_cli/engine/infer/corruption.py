@@ -1,8 +1,8 @@
-"""Sensors that fail: elements that go missing, salt and pepper, Gaussian noise, all after normalization.
+"""Failing sensors: missing elements, salt and pepper, Gaussian noise, all after normalization.
 
-Every draw is a pure function of seed, repeat, scene, modality and level, so that neither the batch nor the number of
-processes changes it; but for the noise as published, whose extremes and places are those of a whole batch. Source:
-DATASETS §1.6; the published code draws unseeded.
+Every draw is a pure function of seed, repeat, scene, modality and level, so it depends neither on the batch nor on the
+number of processes. The exception is the noise as published, whose extremes and places are those of a whole batch.
+Source: DATASETS §1.6; the published code draws unseeded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memorysam_cli.dataset import Modality
 Extremes = Literal["batch", "scene"]
 
 SHARES = {"0.25": 0.25, "0.5": 0.5, "0.75": 0.75}
-"""Level of random missing → share of the elements that go missing."""
+"""Level of random missing → share of missing elements."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Noise:
     """One level of the noise benchmark."""
 
     density: float
-    """Share of the elements that salt and pepper are scattered over, half each."""
+    """Share of the elements that become salt or pepper, half each."""
     sigma: float
     """Standard deviation of the Gaussian noise."""
 
@@ -41,16 +41,16 @@ NOISES = {"low": Noise(0.05, 0.1), "mid": Noise(0.1, 0.2), "high": Noise(0.2, 0.
 
 @dataclass(frozen=True)
 class Draw:
-    """Which of all possible draws is made."""
+    """Which of all possible draws to use."""
 
     seed: int
     repeat: int = 0
     extremes: Extremes = "batch"
-    """Salt and pepper are the highest and lowest value of the batch's tensor, scattered over all of it (as published),
-    or of each scene's."""
+    """Whether salt and pepper are the highest and lowest value of the batch's tensor, scattered over all of it (as
+    published), or of each scene's."""
 
     def generator(self, scenes: Sequence[str], *, modality: str, level: str) -> np.random.Generator:
-        """The random numbers of one corruption of one or more scenes' frames, the same on every machine."""
+        """The random numbers for one corruption of the frames of one or more scenes, the same on every machine."""
         words = json.dumps([self.seed, self.repeat, *scenes, modality, level]).encode()
         return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(words).digest())))
 
@@ -60,13 +60,13 @@ def corrupt(frame: Tensor, modality: Modality, *, scenes: Sequence[str], level: 
 
     Args:
         frame: (B, C, H, W) float32, normalized, on the CPU.
-        modality: whose; events get no Gaussian noise.
+        modality: of the frame; events get no Gaussian noise.
         scenes: B ids.
         level: a key of :data:`SHARES` or of :data:`NOISES`.
         draw: which draw.
 
     Returns:
-        The same shape; ``frame`` itself is left alone.
+        A tensor of the same shape; ``frame`` itself does not change.
     """
     if level in NOISES and draw.extremes == "batch":
         rng = draw.generator(scenes, modality=modality.name, level=level)
@@ -82,19 +82,19 @@ def corrupt(frame: Tensor, modality: Modality, *, scenes: Sequence[str], level: 
 
 
 def noisy(frame: Tensor, noise: Noise, *, is_event: bool, rng: np.random.Generator) -> Tensor:
-    """Salt and pepper of the frame's own extremes, then Gaussian noise unless these are events; of any shape."""
+    """Add salt and pepper with the frame's own extremes, then Gaussian noise unless these are events; for any shape."""
     low, high = float(frame.min()), float(frame.max())
     grainy = salt_and_pepper(frame, density=noise.density, low=low, high=high, rng=rng)
     return grainy if is_event else with_gaussian(grainy, sigma=noise.sigma, rng=rng)
 
 
 def without_elements(frame: Tensor, *, share: float, rng: np.random.Generator) -> Tensor:
-    """Set each element to 0 with probability ``share``, each channel on its own.
+    """Set each element to 0 with probability ``share``, each channel independently.
 
     Args:
         frame: float32 of any shape.
         share: in [0, 1].
-        rng: one uniform per element is drawn.
+        rng: one uniform number per element is drawn.
 
     Raises:
         ValueError: ``share`` is not a probability.
@@ -113,7 +113,7 @@ def salt_and_pepper(frame: Tensor, *, density: float, low: float, high: float, r
         density: in [0, 1].
         low: the value of pepper.
         high: the value of salt.
-        rng: the places, each drawn with replacement, each channel on its own.
+        rng: draws the places, with replacement, each channel independently.
 
     Raises:
         ValueError: ``density`` is not a share.

@@ -1,8 +1,7 @@
 """From logits to the class of each pixel of a scene at its own size.
 
-:func:`decide` does it for prediction: one byte per pixel leaves the device, and nobody waits for it. :func:`class_map`
-is the same for scoring, where the classes stay on the device. torch is imported where something is decided: who only
-says what is wanted waits for no torch.
+:func:`decide` is for prediction: one byte per pixel leaves the device, without waiting. :func:`class_map` is the same
+for evaluation, where the classes stay on the device. torch is imported only inside the functions that compute.
 """
 
 from __future__ import annotations
@@ -21,54 +20,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ONE_BYTE = 255
-"""So many classes fit into a byte beside 255, which is ignored."""
+"""Largest number of classes that fit into a byte besides 255, which is ignored."""
 AT_ONCE = 2**26
-"""Logits that are brought to a scene's own size at once: 25 classes of 100 megapixels would be 10 GB."""
+"""Number of logits that are resized at once: 25 classes of 100 megapixels would be 10 GB."""
 Share = Literal["float16", "float32", "uint8"]
-"""How a probability is stored."""
+"""Types for storing a probability."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is decided of each pixel beside its class, and how sure a class must be.
+    """What to compute for each pixel besides its class, and the thresholds of classes.
 
-    Probabilities are of a type of torch's: float16 or float32, or uint8: times 255, rounded.
+    Probabilities have a torch type: float16 or float32, or uint8 (times 255, rounded).
     """
 
     sureness: Share | None = None
-    """Of the winning class's probability; None: it is not wanted."""
+    """Type for the probability of the winning class; None: not requested."""
     probabilities: Share | None = None
-    """Of every class's probability; None: they are not wanted."""
+    """Type for the probabilities of all classes; None: not requested."""
     thresholds: tuple[float, ...] = ()
-    """The probability that each of the K classes needs where it wins; none: no class needs any."""
+    """The probability that each of the K classes needs to win; empty: no thresholds."""
     unsure: int = IGNORE
-    """What the pixel becomes whose winning class has less: a class, or 255."""
+    """The value of a pixel below the threshold: a class, or 255."""
 
     @property
     def needs_probabilities(self) -> bool:
-        """Whether logits alone do not decide."""
+        """Whether probabilities are needed in addition to logits."""
         return bool(self.thresholds) or self.sureness is not None or self.probabilities is not None
 
 
 PLAIN = Wanted()
-"""The classes alone."""
+"""Only the classes."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a scene's logits; may still be on its way from the device."""
+    """The result for a scene, which may still be on its way from the device."""
 
     classes: Tensor
-    """(H, W) uint8, or int32 where there are more than 255 classes."""
+    """(H, W) uint8, or int32 for more than 255 classes."""
     sureness: Tensor | None = None
-    """(H, W): the probability of the winning class, where it is wanted."""
+    """(H, W): the probability of the winning class, if requested."""
     probabilities: Tensor | None = None
-    """(K, H, W): of all classes, where they are wanted."""
+    """(K, H, W): the probabilities of all classes, if requested."""
     arrival: torch.cuda.Event | None = None
-    """Happens when all of the batch has come from the device; None where it is here."""
+    """Event after which all of the batch has arrived from the device; None if it is already here."""
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
-        """Mask (uint8 or uint16), sureness and probabilities, once they have come; any thread may wait for them."""
+        """Mask (uint8 or uint16), confidence and probabilities, after they have arrived; any thread may wait for
+        them."""
         if self.arrival is not None:
             self.arrival.synchronize()
         mask = self.classes.numpy()
@@ -77,23 +77,23 @@ class Decision:
 
 
 def decide(logits: Tensor, sizes: Sequence[tuple[int, int]], *, classes: int, wanted: Wanted = PLAIN) -> list[Decision]:
-    """Decide a batch at its scenes' own sizes, and start copying the result to the host.
+    """Compute the results of a batch at its scenes' own sizes, and start copying them to the host.
 
     Args:
         logits: (B, K, h, w) of any size and floating type.
         sizes: height and width of each of the B scenes.
         classes: K.
-        wanted: what else is decided.
+        wanted: what else to compute.
 
     Returns:
-        B decisions; on CUDA the copies go to pinned memory, and one event tells that all have arrived.
+        B decisions. On CUDA the copies go to pinned memory, and one event signals that all have arrived.
 
-    Source: METHOD §5, ``native``: the logits are brought to the scene's own size before the argmax.
+    Source: METHOD §5, ``native``: the logits are resized to the scene's own size before the argmax.
     """
     import torch
 
     arrival = torch.cuda.Event(blocking=True) if logits.is_cuda else None  # type: ignore[no-untyped-call]
-    dtype = torch.uint8 if classes <= ONE_BYTE else torch.int32  # no uint16: few of torch's devices know it
+    dtype = torch.uint8 if classes <= ONE_BYTE else torch.int32  # not uint16, which few of torch's devices support
     decisions = []
     for one, (height, width) in zip(logits, sizes, strict=True):
         found = _decide(one.float(), height=height, width=width, dtype=dtype, wanted=wanted)
@@ -112,7 +112,8 @@ def class_map(logits: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def probabilities(logits: Tensor, *, height: int, width: int) -> Tensor:
-    """Those of all classes in each pixel of a scene at its own size: (K, h, w) -> (K, height, width) float32."""
+    """The probabilities of all classes in each pixel at the scene's own size: (K, h, w) -> (K, height, width)
+    float32."""
     import torch
 
     wanted = Wanted(probabilities="float32")
@@ -124,7 +125,7 @@ def probabilities(logits: Tensor, *, height: int, width: int) -> Tensor:
 def _decide(
     logits: Tensor, *, height: int, width: int, dtype: torch.dtype, wanted: Wanted = PLAIN
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(K, h, w) -> (height, width) classes, and sureness and probabilities as wanted; some rows at a time."""
+    """(K, h, w) -> (height, width) classes, and confidence and probabilities if requested; some rows at a time."""
     import torch
 
     mask, sureness, every = logits.new_empty((height, width), dtype=dtype), None, None
@@ -133,7 +134,7 @@ def _decide(
     if wanted.probabilities is not None:
         every = logits.new_empty((len(logits), height, width), dtype=getattr(torch, wanted.probabilities))
     for rows, some in own_rows(logits, height=height, width=width):
-        # max, not argmax: the same first best class, and 2.6 times as fast on a CPU.
+        # max instead of argmax: the same first best class, 2.6 times as fast on a CPU.
         winner = some.max(0).indices
         if wanted.needs_probabilities:
             probability = some.softmax(0)
@@ -149,17 +150,17 @@ def _decide(
 
 
 def _stored(probability: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers from 0 to 1 in another type; in bytes 0 to 255, rounded."""
+    """Numbers from 0 to 1 in another type; for uint8 0 to 255, rounded."""
     import torch
 
     return (probability * 255).round().to(dtype) if dtype == torch.uint8 else probability.to(dtype)
 
 
 def own_rows(logits: Tensor, *, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """As :func:`own_size`, some rows at a time where all of them would be more than :data:`AT_ONCE` numbers.
+    """As :func:`own_size`, in blocks of rows if all rows would be more than :data:`AT_ONCE` numbers.
 
     Yields:
-        Which rows, and their (K, rows, width); together all of them once. The view is only good until the next one.
+        The rows, and their (K, rows, width); every row once. The view is valid only until the next one.
     """
     import torch
 
@@ -179,7 +180,7 @@ def own_rows(logits: Tensor, *, height: int, width: int) -> Iterator[tuple[slice
 
 
 def own_size(logits: Tensor, *, height: int, width: int) -> Tensor:
-    """Bring one scene's logits to its own size: (K, h, w) -> (K, height, width), bilinear as METHOD §5 says."""
+    """Resize one scene's logits to its own size: (K, h, w) -> (K, height, width), bilinear as in METHOD §5."""
     if logits.shape[-2:] == (height, width):
         return logits
     import torch.nn.functional as F
@@ -188,7 +189,7 @@ def own_size(logits: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def _to_host(values: Tensor) -> Tensor:
-    """The same on the host; from CUDA without waiting, which only pinned memory allows."""
+    """The tensor on the host; from CUDA without waiting, which only pinned memory allows."""
     if not values.is_cuda:
         return values.cpu()
     import torch

@@ -1,6 +1,6 @@
-"""One inference: what a network is shown of each scene, how, where, and how many scenes at once.
+"""The settings of inference: which frames a network sees, how, on which device, and how many scenes at once.
 
-torch is imported where a network looks: who only says how it will look waits for no torch.
+torch is imported only inside the functions that compute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memorysam_cli.engine.infer.views import Network, Shown, View, sensors_of, s
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe import Recipe, sensor_of
 from memorysam_cli.storage import images
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 if TYPE_CHECKING:
     import torch
@@ -32,53 +32,54 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 MUCH_LARGER, FAR_FROM_SQUARE = 3, 3
-"""Times the size that the weights were trained at, and times the short side: beyond, a word is said."""
+"""Factors of the training size, and of the short side, above which a note is printed."""
 LOOKED_AT = 200
-"""Scenes whose headers are read for their sizes."""
+"""Number of scenes whose headers are read for their sizes."""
 NAMED_SETS = 4
-"""Sets of sensors that a warning names."""
+"""Number of sets of sensors that a warning names."""
 COMPARED = 8
-"""Scenes whose values are compared with those that the weights were trained on."""
+"""Number of scenes whose values are compared with those in training."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How a network looks at scenes; validation, evaluation, robustness and prediction pass it on as one value."""
+    """How a network processes scenes; validation, evaluation, robustness and prediction pass it on as one value."""
 
     modalities: tuple[Modality, ...]
-    """Those that the network is shown, in the order of its memory."""
+    """The modalities that the network sees, in the order of its memory."""
     image_size: int
     """Short side in pixels, a multiple of 32."""
     device: torch.device | str
-    """Where the network is."""
+    """The device of the network."""
     known: tuple[Modality, ...] = ()
-    """All that the network was trained with, in the order of its memory; empty: ``modalities``."""
+    """All modalities of training, in the order of the network's memory; empty: ``modalities``."""
     view: View = field(default_factory=View)
-    """How scenes are shown to the network."""
+    """Scales, flips, tiles and missing modalities."""
     precision: str = "fp32"
-    """Of the computing, as of :func:`~memorysam_cli.engine.runtime.computing`."""
+    """Precision of the computation, see :func:`~memorysam_cli.engine.runtime.computing`."""
     batch: int = 4
-    """Consecutive scenes of one size that share a forward pass, at most."""
+    """The largest number of consecutive scenes of one size in a forward pass."""
     workers: int = 2
-    """Processes that read ahead; 0 reads in this one."""
+    """Number of processes that load data; 0: this process."""
 
     @property
     def sensors(self) -> list[int]:
-        """The places of ``modalities`` among all that the network was trained with."""
+        """The places of ``modalities`` among all modalities of training."""
         return sensors_of(self.modalities, self.known or self.modalities)
 
     @property
     def stride(self) -> int:
-        """Scenes that may share a forward pass: of large frames at their own resolution the logits are gigabytes."""
+        """Number of scenes in a forward pass; 1 for large frames at their own resolution, whose logits are
+        gigabytes."""
         return 1 if self.view.tile else self.batch
 
     def shown(self, network: Network, *, modalities: Sequence[Modality] | None = None, is_large: bool = False) -> Shown:
-        """A network that takes frames as they are read, and sees them as the view says.
+        """A network that takes frames as they are read, and applies the view.
 
         Args:
-            network: takes frames as plain evaluation gives them.
-            modalities: of the frames that will be given; none: all of this inference's.
-            is_large: the frames keep their own resolution, and so are seen through windows.
+            network: takes frames as in an evaluation without a view.
+            modalities: of the frames; none: all modalities of this inference.
+            is_large: the frames keep their own resolution, and are processed in windows.
         """
         return show(
             network, dataclasses.replace(self.view, tile=self.view.tile and is_large),
@@ -87,7 +88,7 @@ class Inference:
         )  # fmt: skip
 
     def computing(self) -> AbstractContextManager[None]:
-        """Compute in the precision, as long as the context is open."""
+        """Compute in this precision while the context is open."""
         import torch
 
         from memorysam_cli.engine import runtime
@@ -104,10 +105,10 @@ class Inference:
 
 
 def by_frame(given: Mapping[str, Value], known: Sequence[str]) -> dict[str, Value]:
-    """What is given for a sensor that is fed as several frames (``ms``), for each of them (``ms-1``, ``ms-2``).
+    """Values given for a sensor with several frames (``ms``), repeated for each of them (``ms-1``, ``ms-2``).
 
     Args:
-        given: by name; what no sensor has stays as it is.
+        given: values by name; unknown names do not change.
         known: the modalities of the weights.
     """
     found: dict[str, Value] = {}
@@ -118,14 +119,14 @@ def by_frame(given: Mapping[str, Value], known: Sequence[str]) -> dict[str, Valu
 
 
 def choose_modalities(known: Sequence[Modality], names: Sequence[str] | None) -> tuple[Modality, ...]:
-    """The modalities of ``--modalities``, in the order in which the weights' memory sees them.
+    """The modalities of ``--modalities``, in the order of the weights' memory.
 
     Args:
-        known: those of the weights.
+        known: the modalities of the weights.
         names: in any order, ``ms`` for all of ``ms-1``, ``ms-2``, …; None means all.
 
     Raises:
-        UsageError: the weights know no such modality.
+        UsageError: the weights do not have this modality.
     """
     known_names = [modality.name for modality in known]
     if names is not None:
@@ -140,27 +141,27 @@ def choose_modalities(known: Sequence[Modality], names: Sequence[str] | None) ->
 def unlike_training(
     known: DatasetInfo, root: Path, scenes: Sequence[Scene], modalities: Sequence[Modality], *, strict: bool
 ) -> list[str]:
-    """Which sensors of scenes hold other values than the weights were trained on; looks into a few scenes.
+    """The sensors of scenes whose values differ from those in training; reads a few scenes.
 
     Args:
-        known: the data set of the weights' card; one of an earlier version has no ranges, and nothing is read.
-        root: what the scenes' paths are relative to.
-        scenes: what the network will be shown.
+        known: the data set in the weights' card; that of an earlier version has no ranges, and nothing is read.
+        root: the folder to which the scenes' paths are relative.
+        scenes: the scenes for the network.
         modalities: of the weights.
-        strict: refuse instead.
+        strict: raise instead of returning them.
 
     Raises:
-        DataError: there are such sensors, and ``strict``.
+        DataError: there are such sensors, and ``strict`` is true.
     """
     judged = [modality for modality in modalities if modality.name in known.ranges]
     return compared(known, value_ranges(root, scenes, judged, most=COMPARED), strict=strict)
 
 
 def compared(known: DatasetInfo, found: Mapping[str, ValueRange], *, strict: bool) -> list[str]:
-    """As :func:`unlike_training`, of ranges that are known already."""
+    """As :func:`unlike_training`, for known ranges."""
     lines = strangers(known.ranges, found)
     if lines and strict:
-        more = f" (and {len(lines) - 1} more sensors)" if len(lines) > 1 else ""
+        more = f" (and {counted(len(lines) - 1, 'more sensor')})" if len(lines) > 1 else ""
         raise DataError(f"{lines[0]}{more}; --strict refuses that")
     return lines
 
@@ -168,13 +169,13 @@ def compared(known: DatasetInfo, found: Mapping[str, ValueRange], *, strict: boo
 def untrained_sets(
     recipe: Recipe, scenes: Iterable[Scene], view: View, *, chosen: Collection[str]
 ) -> dict[tuple[str, ...], int]:  # fmt: skip
-    """The sets of sensors that a network is shown and was never trained for, each with its number of scenes.
+    """The sets of sensors of these scenes that the network was never trained for, each with its number of scenes.
 
     Args:
-        recipe: of the weights; one of an earlier version trained for all of its sensors only.
+        recipe: of the weights; that of an earlier version trained for all of its sensors only.
         scenes: may lack sensors.
-        view: says what becomes of those.
-        chosen: names of the sensors that the network may be shown.
+        view: how missing sensors are replaced.
+        chosen: names of the sensors that the network may see.
     """
     known = [name for name in recipe.data.modalities if name in chosen]
     seen = Counter(tuple(name for name in known if name in scene.files) for scene in scenes)
@@ -183,13 +184,13 @@ def untrained_sets(
 
 
 def tell_untrained(recipe: Recipe, sets: Mapping[tuple[str, ...], int], view: View, *, of: int) -> list[str]:
-    """The warning of what :func:`untrained_sets` found; none without any.
+    """The warning for the result of :func:`untrained_sets`; empty without any.
 
     Args:
         recipe: of the weights.
-        sets: as it gives them.
-        view: as it takes it.
-        of: how many scenes there are.
+        sets: from :func:`untrained_sets`.
+        view: as for :func:`untrained_sets`.
+        of: the number of scenes.
     """
     if not sets:
         return []
@@ -200,14 +201,14 @@ def tell_untrained(recipe: Recipe, sets: Mapping[tuple[str, ...], int], view: Vi
     else:
         remedy = "robust.subset.weight in a recipe trains for missing sensors"
     return [
-        f"{sum(sets.values()):,} of {of:,} scenes have a combination of sensors that these weights were never trained "
-        f"for: {few(words, NAMED_SETS)}; expect worse results ({remedy})"
+        f"{sum(sets.values()):,} of {counted(of, 'scene', 'has')} a combination of sensors that these weights were "
+        f"never trained for: {few(words, NAMED_SETS)}; expect worse results ({remedy})"
     ]
 
 
 @contextmanager
 def inference_mode(network: Shown) -> Iterator[None]:
-    """No gradients, no dropout; the network's mode is restored afterwards, also after an error."""
+    """No gradients, no dropout; afterwards the network's mode is restored, also after an error."""
     import torch
 
     was_training = network.training
@@ -220,7 +221,7 @@ def inference_mode(network: Shown) -> Iterator[None]:
 
 
 def batches(items: Iterable[Item], *, most: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
-    """Consecutive items with the same key, at most ``most`` at a time; never holds more than that."""
+    """Consecutive items with the same key, at most ``most`` at a time; never stores more than that."""
     for _, alike in groupby(items, key):
         together: list[Item] = []
         for item in alike:
@@ -235,7 +236,7 @@ def batches(items: Iterable[Item], *, most: int, key: Callable[[Item], Hashable]
 def frame_sizes(
     scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality]
 ) -> dict[str, tuple[int, int]]:  # fmt: skip
-    """Scene → height and width of its frame, by the headers of the first scenes; without those that cannot be read."""
+    """Scene → height and width of its frame, from the headers of the first scenes, without unreadable ones."""
     kinds, found = {each.name: each.kind for each in modalities}, {}
     for scene in scenes[:LOOKED_AT]:
         with suppress(DataError):  # reading the scene will say what is wrong with it
@@ -248,12 +249,12 @@ def frame_sizes(
 
 
 def notes_on_sizes(frames: Mapping[str, tuple[int, int]], *, size: int, tile: bool) -> list[str]:
-    """What is done to frames that the network can hardly see as they are: much too large, or far from square.
+    """Notes on frames that are resized strongly: much larger than in training, or far from square.
 
     Args:
         frames: scene → height and width.
-        size: short side at which the weights were trained, in pixels.
-        tile: large frames are seen through windows.
+        size: short side in training, in pixels.
+        tile: large frames are processed in windows.
     """
     whole = {name: frame for name, frame in frames.items() if not tile or min(frame) < size}
     large = {name: frame for name, frame in whole.items() if min(frame) > MUCH_LARGER * size}

@@ -1,9 +1,9 @@
-"""How a network is shown a scene: with zeros for what is missing, at several scales and mirrored, or in windows.
+"""Views: a network sees a scene with zeros for missing sensors, at several scales and mirrored, or in windows.
 
-Each way is a network itself, so that scoring and prediction need not know. Those that average several views give the
-logarithm of the mean probability: its argmax is the decision, and its softmax the confidence.
+Each view is itself a network, so evaluation and prediction need no other code. Views that average several results
+return the logarithm of the mean probability: its argmax is the class, and its softmax the confidence.
 
-torch is imported where frames are looked at: who only says how waits for no torch.
+torch is imported only inside the functions that compute.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 Missing = Literal["drop", "zero"]
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Of test-time augmentation, as the reference meant to use it."""
+"""Scales of test-time augmentation that the reference intends to use."""
 OVERLAP = 0.25
 ROWS = 64
-"""That are divided by their weights at once."""
+"""Number of rows that are divided by their weights at once."""
 SIGNS = {"mirror": (1, 1, 1), "negate_sine": (-1, 1, -1), "negate_cosine": (1, -1, 1)}
-"""What a horizontal flip does to the values of [sine, cosine, sine], by ``Modality.flip``."""
+"""Factors of [sine, cosine, sine] for a horizontal flip, by ``Modality.flip``."""
 
 
 class Shown(Protocol):
-    """What inference needs of a model as a view shows it scenes: it knows which sensors its frames are of."""
+    """The interface of a model with a view: it knows the sensors of its frames."""
 
     @property
     def training(self) -> bool:
@@ -49,10 +49,10 @@ class Shown(Protocol):
 
 
 class Network(Shown, Protocol):
-    """What inference needs of a model, be it loaded from a file or still in training."""
+    """The interface of a model for inference, loaded from a file or still in training."""
 
     def logits(self, frames: list[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
-        """M × (B, 3, H, W) -> (B, K, H, W); which sensors they are of must be said where some are missing."""
+        """M × (B, 3, H, W) -> (B, K, H, W); if sensors are missing, ``sensors`` must name those of the frames."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class View:
     """How scenes are shown to a network."""
 
     missing: Missing = "drop"
-    """Modalities that are left out are not fed at all, or as zeros after normalization."""
+    """How missing modalities are replaced: not at all, or by zeros after normalization."""
     scales: tuple[float, ...] = ()
-    """Of test-time augmentation, each also mirrored; none: no augmentation."""
+    """Scales of test-time augmentation, each also mirrored; none: no augmentation."""
     tile: bool = False
-    """Large frames keep their own resolution, and are seen through windows of the network's size."""
+    """Whether large frames keep their own resolution and are processed in windows of the network's size."""
     overlap: float = OVERLAP
-    """Of neighboring windows, as a share of their side, at least."""
+    """Least overlap of neighboring windows, as a share of their side."""
 
     @property
     def name(self) -> str:
-        """What names a folder of results: such as ``tta``, ``tta-0.75-1`` or ``tta-tile``; empty for the plain view."""
+        """Name for a folder of results, such as ``tta``, ``tta-0.75-1`` or ``tta-tile``; empty for the default view."""
         words = [("tta", *(() if self.scales == SCALES else (f"{scale:g}" for scale in self.scales)))] * bool(
             self.scales
         )
@@ -93,13 +93,13 @@ class View:
 def show(
     network: Network, view: View, *, modalities: Sequence[Modality], known: Sequence[Modality], size: int
 ) -> Shown:
-    """A network that sees scenes as a view shows them; the network itself where the view changes nothing.
+    """A network with a view; the network itself if the view changes nothing.
 
     Args:
-        network: takes frames as plain evaluation gives them.
-        view: each of its windows is augmented, and each augmented frame completed by zeros.
-        modalities: of the frames that will be given, in the order of the memory.
-        known: all that the network was trained with, in the order of the memory.
+        network: takes frames as in an evaluation without a view.
+        view: each of its windows is augmented, and each augmented frame is completed by zeros.
+        modalities: of the frames, in the order of the memory.
+        known: all modalities of training, in the order of the memory.
         size: the network's, in pixels.
     """
     shown: Shown = network
@@ -116,7 +116,7 @@ Inner = TypeVar("Inner", bound=Shown)
 
 
 class Wrapper(Generic[Inner]):
-    """A network in front of another one, whose mode it shares."""
+    """A network in front of another one, with the same mode."""
 
     def __init__(self, network: Inner) -> None:
         self.network = network
@@ -138,15 +138,15 @@ class Wrapper(Generic[Inner]):
 
 
 class WithSensors(Wrapper[Network]):
-    """Says which sensors the frames are of where some are missing; WithZeros needs not, for it fills their places.
+    """Tells a network which sensors the frames belong to if some are missing. WithZeros needs no such information.
 
     Args:
         network: takes frames of any of its sensors.
-        modalities: those that are given, in the order of ``known``.
+        modalities: of the given frames, in the order of ``known``.
         known: all, in the order of the memory.
 
     Raises:
-        ValueError: a given modality is not known, or the order is another.
+        ValueError: a modality is unknown, or the order is different.
     """
 
     def __init__(self, network: Network, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
@@ -159,15 +159,15 @@ class WithSensors(Wrapper[Network]):
 
 
 class WithZeros(Wrapper[Shown]):
-    """Feeds zeros in the place of modalities that are not given, as the literature's benchmarks do.
+    """Feeds zeros for missing modalities, as the benchmarks in the literature do.
 
     Args:
         network: takes a frame for each of ``known``.
-        modalities: those that are given, in the order of ``known``.
+        modalities: of the given frames, in the order of ``known``.
         known: all, in the order of the memory.
 
     Raises:
-        ValueError: a given modality is not known, or the order is another.
+        ValueError: a modality is unknown, or the order is different.
 
     Source: DATASETS §1.6: zero after normalization, which is the mean color for RGB and black for the others.
     """
@@ -187,10 +187,10 @@ class WithZeros(Wrapper[Shown]):
 
 
 def sensors_of(modalities: Sequence[Modality], known: Sequence[Modality]) -> list[int]:
-    """The places of given modalities among all that a network knows.
+    """The places of modalities among all that a network knows.
 
     Raises:
-        ValueError: one is not known, or they come in another order.
+        ValueError: one is unknown, or the order is different.
     """
     given = [modality.name for modality in modalities]
     if given != [modality.name for modality in known if modality.name in given]:
@@ -199,19 +199,19 @@ def sensors_of(modalities: Sequence[Modality], known: Sequence[Modality]) -> lis
 
 
 class Augmented(Wrapper[Shown]):
-    """Averages the probabilities over scales, each seen as it is and mirrored.
+    """Averages the probabilities over scales, each also mirrored.
 
     Args:
         network: takes frames of any size that is a multiple of 32.
-        modalities: of the frames; say how they are resized and what a flip does to their values.
-        scales: of the frames' sides, which then go up to multiples of 32.
-        flip: whether each scale is also seen mirrored.
+        modalities: of the frames, with the method of resizing and the effect of a flip on their values.
+        scales: of the frames' sides, which are then rounded up to multiples of 32.
+        flip: whether each scale is also mirrored.
 
     Raises:
         ValueError: no scale, or one that is not positive.
 
-    Source: what the reference's evaluation with several scales and flip means to do: mean of the softmax at the size
-    of the frames. All resizing is bilinear without antialiasing, as in METHOD §5.
+    Source: the intention of the reference's evaluation with several scales and flip: mean of the softmax at the size of
+    the frames. All resizing is bilinear without antialiasing, as in METHOD §5.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Augmented(Wrapper[Shown]):
         )
 
     def _seen(self, frames: list[Tensor], *, scale: float, is_flipped: bool, height: int, width: int) -> Tensor:
-        """The logits of one view, brought back: (B, K, H, W)."""
+        """The logits of one scale, resized back: (B, K, H, W)."""
         size = tuple(_rounded_up(side * scale) for side in (height, width))
         pairs = list(zip(frames, self.modalities, strict=True))
         shown = [_resized(frame, size=size, how=modality.interpolation) for frame, modality in pairs]
@@ -244,12 +244,12 @@ class Augmented(Wrapper[Shown]):
 
 
 class Tiled(Wrapper[Shown]):
-    """Looks at large frames through overlapping windows, and blends their probabilities smoothly.
+    """Processes large frames in overlapping windows, and blends their probabilities smoothly.
 
     Args:
         network: takes frames of ``size`` × ``size``, and smaller ones whose sides are multiples of 32.
         size: side of a window, in pixels, a multiple of 32.
-        overlap: share of the side that neighboring windows have in common, at least; windows are spread evenly.
+        overlap: least overlap of neighboring windows, as a share of the side; windows are spread evenly.
 
     Raises:
         ValueError: a size that is not a positive multiple of 32, or an overlap outside 0 ≤ overlap < 1.
@@ -264,7 +264,7 @@ class Tiled(Wrapper[Shown]):
         self.size, self.overlap = size, overlap
 
     def logits(self, frames: list[Tensor]) -> Tensor:
-        """M × (B, 3, H, W) -> (B, K, H, W); logarithms of probabilities where one window is not enough."""
+        """M × (B, 3, H, W) -> (B, K, H, W); logarithms of probabilities if there are several windows."""
         import torch
 
         height, width = frames[0].shape[-2:]
@@ -284,14 +284,14 @@ class Tiled(Wrapper[Shown]):
         return whole
 
     def stripes(self, width: int, *, most_px: int | None = None) -> list[Stripe]:
-        """Cut a frame into stripes from top to bottom, each of which is blended by itself.
+        """Cut a frame into vertical stripes, each of which is blended separately.
 
         Args:
             width: of the frame, in pixels.
-            most_px: what a stripe's windows may span, if that leaves a stripe one window; None: one stripe.
+            most_px: limit for the width of a stripe's windows, if at least one window fits; None: one stripe.
 
         Returns:
-            From left to right. Windows that reach over a stripe's edge belong to both stripes.
+            Stripes from left to right. Windows across a stripe's edge belong to both stripes.
         """
         starts = window_starts(width, size=self.size, overlap=self.overlap)
         found, left = [], 0
@@ -306,16 +306,16 @@ class Tiled(Wrapper[Shown]):
     def rows(
         self, see: Callable[[int, int], Tensor], stripe: Stripe, *, height: int, first: int = 0
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Look at a stripe of a frame window by window, and give its rows as soon as no window adds to them.
+        """Process a stripe of a frame window by window, and yield its rows as soon as no window changes them.
 
-        What is given does not depend on the stripes, bit for bit, nor on ``first``.
+        The result does not depend on the stripes or on ``first``, bit for bit.
 
         Args:
-            see: gives the logits of the window that begins in a row and a column: (B, K, h, w), h and w being the
-                window's side, or the frame's where that is shorter.
-            stripe: of :meth:`stripes`.
+            see: gives the logits of the window that begins at a row and a column: (B, K, h, w), where h and w are the
+                window's side, or the frame's if that is shorter.
+            stripe: from :meth:`stripes`.
             height: of the frame, in pixels.
-            first: the first row that is wanted.
+            first: the first row to yield.
 
         Yields:
             Some rows of the frame, and their (B, K, rows, columns of the stripe), logarithms of probabilities; from top
@@ -349,36 +349,36 @@ class Tiled(Wrapper[Shown]):
 
 @dataclass(frozen=True)
 class Stripe:
-    """Columns of a frame that are blended by themselves."""
+    """Columns of a frame that are blended separately."""
 
     left: int
     right: int
-    """In pixels; the stripe ends before it."""
+    """In pixels; the stripe ends before this column."""
     width: int
     """Of the frame."""
     size: int
     """Of a window."""
     starts: tuple[int, ...]
-    """Where all windows of the frame begin."""
+    """The starts of all windows of the frame."""
 
     @property
     def columns(self) -> list[int]:
-        """Where the windows begin that the stripe has a part in."""
+        """The starts of the windows that overlap the stripe."""
         return [start for start in self.starts if start < self.right and start + self.size > self.left]
 
     @property
     def begin(self) -> int:
-        """Where the first of its windows begins."""
+        """Start of its first window."""
         return self.columns[0]
 
     @property
     def end(self) -> int:
-        """Where the last of its windows ends."""
+        """End of its last window."""
         return min(self.columns[-1] + self.size, self.width)
 
 
 def _move_up(values: Tensor, count: int) -> None:
-    """Drop the first rows of (…, H, W), in place; zeros come from below."""
+    """Drop the first rows of (…, H, W), in place, and append rows of zeros."""
     left = values.shape[-2] - count
     for row in range(0, left, count):  # parts that do not overlap themselves: no second buffer
         stop = min(row + count, left)
@@ -387,11 +387,11 @@ def _move_up(values: Tensor, count: int) -> None:
 
 
 def flipped(frame: Tensor, modality: Modality) -> Tensor:
-    """Mirror a normalized frame, as the modality says that its values behave.
+    """Mirror a normalized frame, with the modality's rule for its values.
 
     Args:
         frame: (B, 3, H, W), normalized.
-        modality: its ``flip`` may change the sign of a sine or cosine, its mean and deviation say where 0 is.
+        modality: its ``flip`` may change the sign of a sine or cosine; its mean and deviation define where 0 is.
     """
     mirrored = frame.flip(-1)
     if modality.flip == "mirror":
@@ -404,7 +404,7 @@ def flipped(frame: Tensor, modality: Modality) -> Tensor:
 
 
 def window_starts(length: int, *, size: int, overlap: float) -> list[int]:
-    """Where windows begin, so that they cover a length and share at least ``overlap`` of their side.
+    """The starts of windows that cover a length and overlap by at least ``overlap`` of their side.
 
     Args:
         length: of the frame's side, in pixels.
@@ -412,8 +412,8 @@ def window_starts(length: int, *, size: int, overlap: float) -> list[int]:
         overlap: 0 ≤ overlap < 1.
 
     Returns:
-        Increasing starts, the first 0, the last one such that its window ends with the frame; as few as possible,
-        evenly spread. ``[0]`` where one window is enough.
+        Increasing starts, from 0 to the last one, whose window ends with the frame; as few as possible, evenly spread.
+        ``[0]`` if one window is enough.
     """
     if length <= size:
         return [0]
@@ -423,7 +423,7 @@ def window_starts(length: int, *, size: int, overlap: float) -> list[int]:
 
 
 def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
-    """Weights along a window's side: 1 inside, falling smoothly to almost 0 over what neighbors share."""
+    """Weights along a window's side: 1 inside, falling smoothly to almost 0 where windows overlap."""
     import torch
 
     shared = 0 if len(starts) == 1 else length - min(b - a for a, b in itertools.pairwise(starts))
@@ -447,14 +447,15 @@ def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
 
 
 def _log(probability: Tensor) -> Tensor:
-    """In place; finite also where a probability is too small for float32: -inf would make NaN when interpolated."""
+    """The logarithm, in place; finite also if a probability is too small for float32, because -inf would become NaN
+    when interpolated."""
     import torch
 
     return probability.clamp_(min=torch.finfo(probability.dtype).tiny).log_()
 
 
 def _resized(values: Tensor, *, size: tuple[int, ...], how: str) -> Tensor:
-    """(B, C, H, W) at another size, bilinear or floor-nearest; itself where its size is right."""
+    """(B, C, H, W) at another size, bilinear or floor-nearest; unchanged if the size is right."""
     if values.shape[-2:] == size:
         return values
     import torch.nn.functional as F

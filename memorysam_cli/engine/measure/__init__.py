@@ -1,1 +1,1 @@
-"""What a recipe costs: memory and time by counting, what fits, and what this machine really does."""
+"""Memory and time of a recipe: counted, planned, and measured on this machine."""

@@ -1,7 +1,7 @@
-"""``memorysam bench``: our manner and the reference's, in turns and on one set of random weights.
+"""``memorysam bench``: our implementation and the reference's, in turns and on the same random weights.
 
-Time is measured in this process. On a CPU, memory is measured in processes apart: what a process took before cannot be
-told from what it takes now.
+Time is measured in this process. On a CPU, memory is measured in separate processes, because earlier use of a process
+cannot be separated from its current use.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import EnvironmentFault, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.report import console
-from memorysam_cli.text import duration, size
+from memorysam_cli.text import counted, duration, size
 
 STILL = 0.0
-"""The learning rate of measured updates: as much work as any, and the weights stay those of both manners."""
+"""The learning rate of measured updates: the work is the same, and both implementations keep the same weights."""
 
 
 class Variants(ABC):
-    """One task in two manners."""
+    """A task in both implementations."""
 
     @abstractmethod
     def fast(self) -> object:
-        """Our way, once."""
+        """Run our implementation once."""
 
     @abstractmethod
     def plain(self) -> object:
-        """The reference's way, once; the first call makes its network."""
+        """Run the reference's implementation once; the first call creates its network."""
 
     def plain_unchecked(self) -> object:
-        """The reference's way without anomaly detection; training alone has it."""
+        """As :meth:`plain`, without anomaly detection; only for training."""
         raise NotImplementedError
 
     @abstractmethod
     def differences(self) -> dict[str, float]:
-        """How far the two results are apart; warms both up."""
+        """The differences of the two results; also warms both up."""
 
 
 class Training(Variants):
@@ -79,7 +79,7 @@ class Training(Variants):
             learner.detects_anomalies = True
 
     def differences(self) -> dict[str, float]:
-        """Of the losses and of the gradient's norm, relative; without dropout, which draws anew each time."""
+        """Relative differences of the losses and of the gradient norm; without dropout, which is random."""
         plain = self._plain_learner()
         with without_dropout(self.network, plain.network):
             ours = self.learner.learn([self.batch], rate=STILL)
@@ -96,7 +96,7 @@ class Training(Variants):
 
 
 class Prediction(Variants):
-    """Class logits of a batch at full resolution; LoRA merged in ours, beside the weights in the reference's."""
+    """Class logits of a batch at full resolution; LoRA is merged in ours, separate in the reference's."""
 
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self.workload, self.recipe, self.device = workload, workload.recipe(), device
@@ -117,7 +117,8 @@ class Prediction(Variants):
             return self.twin.logits(self.frames)
 
     def differences(self) -> dict[str, float]:
-        """The largest difference of the logits, relative to the largest of them; the share of other decisions."""
+        """The largest difference of the logits, relative to the largest logit; the share of pixels with another
+        class."""
         ours, plain = self.fast().float(), self.plain()
         others = (ours.argmax(dim=1) != plain.argmax(dim=1)).double().mean()
         return {
@@ -127,13 +128,13 @@ class Prediction(Variants):
 
 
 def make_variants(workload: Workload, device: torch.device) -> Variants:
-    """Both manners of a task."""
+    """Both implementations of a task."""
     return Training(workload, device) if workload.task == "train" else Prediction(workload, device)
 
 
 @contextmanager
 def without_dropout(*networks: nn.Module) -> Iterator[None]:
-    """Switch dropout off and leave all else in training mode."""
+    """Switch dropout off and leave everything else in training mode."""
     found = [
         (module, name, getattr(module, name))
         for network in networks
@@ -152,26 +153,27 @@ def without_dropout(*networks: nn.Module) -> Iterator[None]:
 
 SCHEMA_VERSION = 1
 WARM_UPS = 2
-"""Runs before those that count: the first ones plan, allocate and compile."""
+"""Warm-up runs: the first ones plan, allocate and compile."""
 TRIED = 2
-"""Runs in a process apart."""
+"""Runs in a separate process."""
 LONG_S = 30.0
-"""A benchmark that must take longer than this, even at the device's best rate, is announced."""
+"""Seconds: if a benchmark must take longer even at the device's best rate, it is announced."""
 
 Compared = Literal["fast", "plain"]
 Manner = Literal["fast", "plain", "plain_unchecked"]
-"""Ours; the reference's, as published; and its training without anomaly detection, which alone takes a third of it."""
+"""Ours; the reference's, as published; and the reference's training without anomaly detection, which takes a third of
+its time."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one manner came to.
+    """The figures of an implementation.
 
     Attributes:
         seconds: of each repeat.
         scenes: in a step.
-        flops: that a step needs, by the plain network.
-        rate: what the device does at best in this precision.
+        flops: of a step, counted on the plain network.
+        rate: the device's best rate in this precision.
         peak: bytes.
     """
 
@@ -187,7 +189,7 @@ class Figures:
         return statistics.median(self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """The keys ``seconds`` (the median), ``all_seconds``, and what follows from them."""
+        """The keys ``seconds`` (the median), ``all_seconds``, and values computed from them."""
         rate = self.flops / self.median
         return {
             "fits": True,
@@ -208,18 +210,18 @@ def measure(workload: Workload, device: torch.device, *, against_plain: bool, re
 
     Args:
         workload: the work.
-        device: where.
-        against_plain: measure the reference's manner too, in turns with ours.
-        repeats: runs that count.
+        device: the device.
+        against_plain: also measure the reference's implementation, in turns with ours.
+        repeats: number of measured runs.
 
     Returns:
-        The content of ``memorysam bench --json``: ``fast``, ``plain`` and ``plain_unchecked`` (figures; None where they
-        were not asked for; the last is training's alone, without anomaly detection), ``ratio`` (``time``,
-        ``time_unchecked``, ``peak``: ours / plain), ``difference``, the work and the machine.
+        The content of ``memorysam bench --json``: ``fast``, ``plain`` and ``plain_unchecked`` (figures; None if not
+        requested; the last is only for training, without anomaly detection), ``ratio`` (``time``, ``time_unchecked``,
+        ``peak``: ours / plain), ``difference``, the work and the machine.
 
     Raises:
         UsageError: an impossible backbone, size or precision.
-        EnvironmentFault: our own manner runs out of memory.
+        EnvironmentFault: our own implementation runs out of memory.
     """
     workload.recipe()
     runtime.refuse_precision(workload.precision, device)
@@ -231,13 +233,13 @@ def measure(workload: Workload, device: torch.device, *, against_plain: bool, re
     _announce(workload, work, best["fast"], steps=len(manners) * (repeats + WARM_UPS + TRIED + 1))
     reports: dict[str, dict[str, Any]] = {}
     peaks: dict[Manner, int] = {}
-    if device.type != "cuda":  # a process's peak cannot be told apart from what it did before
+    if device.type != "cuda":  # a process's peak includes its earlier work
         peaks = {manner: peak for manner in manners if (peak := _peak_apart(workload, device, manner, reports))}
     with runtime.explained(device, levers=workload.levers):
         variants = make_variants(workload, device)
         difference = _warm_up(variants, device, manners, peaks=peaks, reports=reports)
         timed: list[Manner] = [manner for manner in manners if manner in peaks]
-        if "plain" in peaks and workload.task == "train":  # anomaly detection keeps words, no tensors: as much memory
+        if "plain" in peaks and workload.task == "train":  # anomaly detection stores no tensors: same memory
             timed.append("plain_unchecked")
             best["plain_unchecked"], peaks["plain_unchecked"] = best["plain"], peaks["plain"]
             variants.plain_unchecked()
@@ -269,7 +271,7 @@ def _announce(workload: Workload, work: int, rate: Rate, *, steps: int) -> None:
 
 
 def _needed(workload: Workload) -> int:
-    """FLOPs of a step; a prediction does not need LoRA apart from the weights."""
+    """FLOP of a step; a prediction is counted with LoRA merged."""
     network = workload.network(workload.recipe())
     if workload.task == "predict":
         merge_lora(network.sam.image_encoder.trunk)
@@ -281,7 +283,7 @@ def _needed(workload: Workload) -> int:
 
 
 def _peak_apart(workload: Workload, device: torch.device, manner: Compared, reports: dict[str, dict[str, Any]]) -> int:
-    """The peak of one manner in a process of its own; 0, and a report, where the plain one does not fit."""
+    """The peak of an implementation in a separate process; 0, and a message, if the plain one does not fit."""
     console.detail(f"{manner}: peak memory, in a process of its own")
     trial = Trial(
         recipe=workload.recipe(),
@@ -309,7 +311,7 @@ def _warm_up(
     peaks: dict[Manner, int],
     reports: dict[str, dict[str, Any]],
 ) -> dict[str, float] | None:
-    """Run each manner until it is warm; on CUDA that tells its peak. Gives the differences, if both fit."""
+    """Warm up each implementation; on CUDA this measures its peak. Returns the differences, if both fit."""
     for manner in manners:
         console.detail(f"{manner}: warming up")
         work: Callable[[], object] = getattr(variants, manner)
@@ -327,7 +329,7 @@ def _warm_up(
 
 
 def _peak_here(work: Callable[[], object], device: torch.device) -> int:
-    """What CUDA's allocator reserves at most for some work, beside what is there already."""
+    """The peak memory that CUDA's allocator reserves for some work, besides the memory in use before."""
     gc.collect()
     torch.cuda.empty_cache()
     runtime.start_peak(device)
@@ -357,7 +359,7 @@ ROWS = {
     "share of it in % (MFU)": ("mfu_percent", ".1f"),
     "peak memory in GB": ("peak_bytes", ".2f"),
 }
-"""What a line says, its key, and its digits."""
+"""The label of a line, its key, and its decimals."""
 COMPARED = {"seconds": "time", "peak_bytes": "peak"}
 
 
@@ -385,11 +387,11 @@ def show(report: dict[str, Any], *, title: str) -> None:
 
 
 def show_machine(machine: dict[str, Any]) -> None:
-    """One line about where it was measured."""
+    """A line about the machine."""
     device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     console.say(
         f"machine   {device}{machine['processor']} ({machine['instructions']}), {machine['threads']} of "
-        f"{machine['cores']} cores, torch {machine['versions']['torch']}"
+        f"{counted(machine['cores'], 'core')}, torch {machine['versions']['torch']}"
     )
 
 

@@ -1,14 +1,14 @@
 """Memory by counting: the real learner and network run on tensors without values, and their sizes are added up.
 
-A whole update takes a few seconds and next to no memory, on any machine and for any GPU. Three things make that work:
+A whole update takes a few seconds and almost no memory, on any machine and for any GPU. Three things make this
+possible:
 
-* Tensors of the ``meta`` device have sizes and no values. Code that asks whether it is on a CPU finds that it is not,
-  and takes the GPU's path.
-* :class:`Tracker` sees every operation, below autograd. It knows a storage from its first tensor to its last.
-* A few functions get a stand-in while counting (:func:`_standing_in`): autocast does not know ``meta``, attention would
-  hold its scores there, and nothing can be read from a tensor without values.
+* Tensors of the ``meta`` device have sizes and no values. Code that checks for a CPU takes the GPU's path.
+* :class:`Tracker` sees every operation below autograd. It knows when each storage is created and freed.
+* A few functions are replaced while counting (:func:`_standing_in`): autocast does not support ``meta``, attention
+  would store its scores there, and a tensor without values cannot be read.
 
-What is not counted: :data:`NOT_COUNTED`.
+Not counted: :data:`NOT_COUNTED`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from memorysam_cli.model.weights import build_for_measuring
 from memorysam_cli.recipe import Recipe
 
 Kind = Literal["cuda", "cpu"]
-"""What is counted for: a GPU, or a CPU, whose path differs by smaller shares (and, saver off, by up to a tenth)."""
+"""The kind of device: a GPU, or a CPU, whose code uses smaller chunks (without the saver its memory differs by up to a
+tenth)."""
 
 NOT_COUNTED = {
     "cuda": (
@@ -59,30 +60,30 @@ NOT_COUNTED = {
     ),
     "cpu": ("oneDNN's scratch memory", "what malloc keeps", "worker processes that read ahead"),
 }  # fmt: skip
-"""By the device: what a run takes beside what is counted."""
+"""For each device: memory that a run needs in addition to the count."""
 
 META = torch.device("meta")
 _BLOCK = {"cuda": 512, "cpu": 64}
-"""Bytes that an allocation is rounded up to: CUDA's caching allocator, and torch's on a CPU."""
+"""Multiple of bytes to which an allocation is rounded up: by CUDA's caching allocator, and by torch's on a CPU."""
 _CPU_SHARE = 1 << 14
-"""Tokens of a share of Hiera's blocks that is counted for a CPU: its real ones are an eighth of that, and so many more
-operations that counting would take minutes."""
+"""Tokens of a chunk of Hiera's blocks in the count for a CPU. The real chunks have an eighth of this, but with so many
+more operations counting would take minutes."""
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Count:
-    """What some work takes of a device's memory, in bytes.
+    """The memory of some work on a device, in bytes.
 
     Attributes:
-        weights: parameters and buffers, and the average of what is trained where the recipe wants one.
-        gradients: of what is trained, at the end of the backward pass.
-        moments: AdamW's two of each trained weight.
+        weights: parameters and buffers, and the average of the trained weights if the recipe has one.
+        gradients: of the trained parameters, at the end of the backward pass.
+        moments: AdamW's two for each trained weight.
         inputs: the batch.
-        activations: what is alive at the end of the forward pass beside all of these.
-        forward: the peak of the forward pass, in all.
-        backward: the peak of the losses and the backward pass, in all; 0 where there is none.
+        activations: everything else that is alive at the end of the forward pass.
+        forward: the peak of the forward pass, everything included.
+        backward: the peak of the losses and the backward pass, everything included; 0 without them.
     """
 
     weights: int
@@ -95,7 +96,7 @@ class Count:
 
     @property
     def peak(self) -> int:
-        """The most that is alive at once; the optimizer works in place of what it has."""
+        """The peak; the optimizer works in place."""
         return max(self.forward, self.backward, self.weights + self.gradients + self.moments + self.inputs)
 
     def to_json(self) -> dict[str, int]:
@@ -106,14 +107,14 @@ class Count:
 _WAYS: dict[Any, str] = {}
 """How each operation is treated."""
 _RESULTS: dict[Any, tuple[type, list[Any]]] = {}
-"""The kind and the shapes of the results of each call that is known, whoever made it."""
+"""The kind and the shapes of the results of each known call."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that are alive, from the operations that make them.
+    """Adds up the storages that are alive, from the operations that create them.
 
-    Sizes of results depend on sizes of arguments alone, so that each kind of call is worked out once; an operation in
-    place has no result to work out.
+    Sizes of results depend only on sizes of arguments, so each kind of call is computed once. An in-place operation has
+    no new result.
 
     Args:
         kind: decides how allocations are rounded.
@@ -128,10 +129,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Give the result of an operation, and note what it takes."""
+        """Return the result of an operation, and record its memory."""
         kwargs, way = kwargs or {}, self._way(function)
         if way == "reading":
-            return 1  # whatever a value decides, work is done
+            return 1  # if a value decides, the branch with work is taken
         if way == "in place" and _is_empty(args[0]):
             return args[0]
         if way != "new":
@@ -157,7 +158,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def note(self, values: Iterable[Any]) -> None:
-        """Count the storages of tensors that are new."""
+        """Count the storages of new tensors."""
         for value in values:
             if not isinstance(value, Tensor) or not _is_empty(value):
                 continue
@@ -178,7 +179,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return forget
 
     def _way(self, function: Any) -> str:
-        """How an operation is treated."""
+        """How to treat an operation."""
         if function not in _WAYS:
             schema, name = function._schema, function.overloadpacket.__name__
             makes_new = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
@@ -188,7 +189,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _WAYS[function]
 
     def _is_fresh(self, result: Any, given: Any) -> bool:
-        """Whether a result is tensors of their own memory alone; some operations say so and give views."""
+        """Whether a result is tensors with their own memory; some operations declare this but return views."""
         outputs = [result] if isinstance(result, Tensor) else result
         if not isinstance(outputs, list | tuple):
             return False
@@ -204,7 +205,7 @@ _IN_PLACE = {
     *("add_", "sub_", "mul_", "div_", "addmm_", "addcmul_", "copy_", "zero_", "fill_", "clamp_", "index_put_"),
     *("scatter_add_", "masked_fill_", "bitwise_or_", "logical_or_", "normal_", "uniform_", "sqrt_"),
 }
-"""Operations that change the values of their first argument, and nothing else about it."""
+"""Operations that only change the values of their first argument."""
 
 
 def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
@@ -213,18 +214,18 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
     Args:
         recipe: with every modality named; its saver is ``on`` or ``off`` (``auto`` counts as off on a GPU).
         classes: K.
-        kind: for what device.
+        kind: the kind of device.
     """
     recipe, network = _counted(recipe), skeleton(recipe, classes=classes)
     if (file := teacher_file(recipe)) is not None:
-        _teacher_skeleton(file[1])  # made now: constructors read numbers, which cannot be read while counting
+        _teacher_skeleton(file[1])  # created now, because constructors read numbers, which is impossible while counting
     with _counting(kind, recipe.train.precision) as (tracker, accelerator):
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
         weights = tracker.live
         learner = Learner(network, recipe, accelerator=accelerator)
         weights += sum(_rounded(average.nbytes, kind) for average in learner.average.tensors.values())
-        before = tracker.live  # prototypes count as activations: they are a few kilobytes
+        before = tracker.live  # prototypes count as activations; they have a few kilobytes
         batches = [_batch(recipe, is_here=place == 0) for place in range(recipe.train.accumulate)]
         tracker.note([*batches[0].frames, batches[0].label])
         inputs = tracker.live - before
@@ -238,7 +239,7 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
 
 
 def validation(recipe: Recipe, *, classes: int, frames: Frames, kind: Kind = "cuda") -> Count:
-    """Count the scoring of one batch of the largest scenes during training: LoRA beside the weights, and moments."""
+    """Count scoring one batch of the largest scenes during training: LoRA separate, optimizer moments in memory."""
     network = skeleton(recipe, classes=classes)
     trained = sum(_rounded(parameter.nbytes, kind) for parameter in network.parameters() if parameter.requires_grad)
     average = trained if recipe.optim.ema else 0
@@ -246,13 +247,13 @@ def validation(recipe: Recipe, *, classes: int, frames: Frames, kind: Kind = "cu
 
 
 def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, kind: Kind = "cuda") -> Count:
-    """Count segmenting a batch of ``train.batch`` scenes as ``memorysam predict`` does it: LoRA merged.
+    """Count segmenting a batch of ``train.batch`` scenes as ``memorysam predict`` does: LoRA merged.
 
     Args:
         recipe: with every modality named.
         classes: K.
-        frames: what the network sees; none: squares of ``data.image_size``.
-        kind: for what device.
+        frames: the network's inputs; None: squares of ``data.image_size``.
+        kind: the kind of device.
     """
     frozen = recipe.model_copy(update={"model": recipe.model.model_copy(update={"encoder": "frozen"})})
     network = skeleton(frozen, classes=classes)
@@ -262,9 +263,9 @@ def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, ki
 
 
 def training_flops(recipe: Recipe, *, classes: int) -> int:
-    """The arithmetic that one scene's share of an update needs, by the plain network: nothing is recomputed.
+    """FLOP of an update per scene, counted on the plain network, without recomputation.
 
-    What ``robust`` adds is the mean over the first updates of a run.
+    The part of ``robust`` is the mean over the first updates of a run.
 
     Source: :func:`~memorysam_cli.engine.measure.rates.count_flops`. LoRA counts as on queries and values.
     """
@@ -281,7 +282,7 @@ def training_flops(recipe: Recipe, *, classes: int) -> int:
 
 
 def _fusion_flops(recipe: Recipe, *, classes: int) -> int:
-    """What a fusion adds for a scene to the plain network, which looks once at each sensor in turn: forward and back.
+    """FLOP per scene that a fusion adds to the plain network, which processes each sensor once; both passes.
 
     The backward pass of a look is twice its forward pass, as in :func:`_second_pass_flops`.
     """
@@ -294,11 +295,11 @@ def _fusion_flops(recipe: Recipe, *, classes: int) -> int:
 
 
 UPDATES = 64
-"""So many updates' subsets are drawn to know what a second pass costs."""
+"""Number of updates whose subsets are drawn to estimate the cost of a second pass."""
 
 
 def _second_pass_flops(recipe: Recipe, *, classes: int) -> int:
-    """What the second pass of ``robust`` adds for a scene: looks that the first one does not have, forward and back.
+    """FLOP per scene of the second pass of ``robust``: looks that differ from the first pass's, forward and backward.
 
     Their weights are trained and their inputs have gradients, so the backward pass is twice the forward pass. A frame
     of zeros is encoded once for a whole batch and not counted.
@@ -315,7 +316,7 @@ def _second_pass_flops(recipe: Recipe, *, classes: int) -> int:
 
 
 def _look_flops(network: Segmenter, recipe: Recipe) -> list[int]:
-    """Of one look at a scene's frame: item n where it sees n memories, the last of which was made for it."""
+    """FLOP of a look at a scene's frame: item n for a look at n memories, the last of which was created for it."""
     size, totals = recipe.data.image_size, [0]
     with _counting("cuda", "fp32"), torch.no_grad():
         fresh = _fresh(network).eval()
@@ -329,16 +330,16 @@ def _look_flops(network: Segmenter, recipe: Recipe) -> list[int]:
 
 
 def _looks_not_shared(network: Segmenter, looks: Sequence[Look], full: Sequence[Look]) -> Sequence[Look]:
-    """The looks of a sequence after the beginning that the network computes once for it and the full one."""
+    """The looks of a sequence after the prefix that it shares with the full sequence."""
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(looks, full, strict=False))
     shared = len(list(pairs))
-    # SAM 2.1's pointers know how many frames there are.
+    # SAM 2.1's pointers depend on the number of frames.
     knows_length = network.sam.add_tpos_enc_to_obj_ptrs and len(looks) != len(full)
     return looks[min(shared, 1) if knows_length else shared :]
 
 
 def _teacher_flops(recipe: Recipe) -> int:
-    """What a teacher of its own weights adds for a scene: a prediction."""
+    """FLOP per scene of a teacher with its own weights: a prediction."""
     file = teacher_file(recipe)
     if file is None:
         return 0
@@ -351,13 +352,13 @@ def _teacher_flops(recipe: Recipe) -> int:
 
 
 def _teacher_skeleton(card: WeightsCard) -> Segmenter:
-    """The network of a weights file as it predicts, with sizes and no values."""
+    """The network of a weights file for prediction, with sizes and no values."""
     model = card.recipe.model.model_copy(update={"encoder": "frozen"})
     return skeleton(card.recipe.model_copy(update={"model": model}), classes=len(card.dataset.classes))
 
 
 def _without_values(_: Any) -> Any:
-    """Loading a weights file: its network's sizes."""
+    """A weights file as tensors with sizes and no values."""
 
     def load(path: Path, _device: torch.device) -> Segmenter:
         return _fresh(_teacher_skeleton(read_card(path))).requires_grad_(False).eval()
@@ -366,9 +367,9 @@ def _without_values(_: Any) -> Any:
 
 
 def skeleton(recipe: Recipe, *, classes: int) -> Segmenter:
-    """The network of a recipe, set up for training, with sizes and no values; needs no weights and no memory.
+    """The network of a recipe, ready for training, with sizes and no values; needs no weights and no memory.
 
-    It is kept and shared: not to be changed.
+    It is cached and shared: do not modify it.
     """
     key = f"{recipe.model.model_dump_json()} {recipe.data.modalities} {classes}"
     if key not in _SKELETONS:
@@ -381,7 +382,7 @@ _SKELETONS: dict[str, Segmenter] = {}
 
 
 class _NumbersFirst(TorchFunctionMode):
-    """Lets SAM2's constructors read the few numbers that they make by ``linspace``."""
+    """Lets SAM2's constructors read the few numbers that they create with ``linspace``."""
 
     def __torch_function__(
         self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -390,7 +391,7 @@ class _NumbersFirst(TorchFunctionMode):
 
 
 class _Place:
-    """What the learner asks of an accelerator, on a device where nothing happens."""
+    """A stand-in for the accelerator, on a device that computes nothing."""
 
     num_processes, is_main_process, process_index, scaler = 1, True, 0, None
 
@@ -409,14 +410,14 @@ class _Place:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def unscale_gradients(self, _optimizer: Any) -> None:
-        """There is no scale."""
+        """Nothing to do: there is no scale."""
 
     def no_sync(self, _model: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
 class _Phases:
-    """Notes what is alive at the turns of an update, which it hooks into."""
+    """Records what is alive at each phase of an update, through hooks."""
 
     def __init__(self, tracker: Tracker, learner: Learner, place: Any) -> None:
         self.kept = self.forward = self.backward = self.gradients = self.moments = 0
@@ -428,7 +429,7 @@ class _Phases:
         tracker.peak = tracker.live
 
     def _end(self, phase: str) -> None:
-        """The peak since the last turn was a phase's."""
+        """The peak since the start of the last phase."""
         setattr(self, phase, max(getattr(self, phase), self._tracker.peak))
         self._tracker.peak = self._tracker.live
 
@@ -437,7 +438,7 @@ class _Phases:
         self._end("forward")
 
     def _step(self) -> None:
-        """AdamW fused: two moments of each parameter, and nothing else."""
+        """The memory of fused AdamW: two moments of each parameter."""
         self._end("backward")
         given = [parameter.grad for parameter in self._learner.parameters.values() if parameter.grad is not None]
         before = self._tracker.live
@@ -448,7 +449,7 @@ class _Phases:
 
 @contextlib.contextmanager
 def _counting(kind: Kind, precision: str) -> Iterator[tuple[Tracker, Accelerator]]:
-    """Nothing is computed, everything is seen."""
+    """Within the block, nothing is computed and every operation is counted."""
     tracker = Tracker(kind)
     with _standing_in(kind), tracker:
         yield tracker, cast(Accelerator, _Place(precision))
@@ -457,7 +458,7 @@ def _counting(kind: Kind, precision: str) -> Iterator[tuple[Tracker, Accelerator
 def _looking(
     recipe: Recipe, network: Segmenter, frames: Frames, *, kind: Kind, precision: str, moments: int, average: int
 ) -> Count:
-    """Forward passes with the decision, as scoring and prediction hold them, beside what lies idle."""
+    """Forward passes with the decision, as in scoring and prediction, besides idle memory."""
     with _counting(kind, precision) as (tracker, _):
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
@@ -479,14 +480,14 @@ def _looking(
 
 
 def _counted(recipe: Recipe) -> Recipe:
-    """A recipe without what cannot be counted: compiled blocks."""
+    """A recipe without compiled blocks, which cannot be counted."""
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": False})})
 
 
 def _fresh(network: Segmenter) -> Segmenter:
     """The network with new tensors, which the tracker sees."""
     known: dict[int, Any] = {id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    for module in network.modules():  # rotary tables: made anew for the size of the images, and counted then
+    for module in network.modules():  # rotary tables: created again for the size of the images, and counted then
         known |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
     return copy.deepcopy(network, known)
 
@@ -498,14 +499,14 @@ def empty_like(tensor: Tensor) -> Tensor:
 
 
 class _Waiting(Batch):
-    """A batch in the machine's memory: only its copies on the device count."""
+    """A batch in the machine's memory: only its copies on the device are counted."""
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch([torch.empty_like(frame, device=device) for frame in self.frames], self.label, self.scenes)
 
 
 def _batch(recipe: Recipe, *, is_here: bool) -> Batch:
-    """A batch to learn from, on the device or still to be brought there."""
+    """A training batch, on the device or still to be copied there."""
     size, scenes = recipe.data.image_size, recipe.train.batch
     frames = _images(recipe, size, size)
     label = torch.empty(scenes, size, size, dtype=torch.int64, device=META)
@@ -519,14 +520,14 @@ def _images(recipe: Recipe, height: int, width: int) -> list[Tensor]:
 
 
 def _autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The CPU's autocast: on ``meta`` nothing but our stand-ins looks at it, and torch's checkpoints keep it."""
+    """The CPU's autocast state: on ``meta`` only our stand-ins use it, and torch's checkpoints restore it."""
     dtype = _HALF.get(precision)
     return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
 
 
 @contextlib.contextmanager
 def _standing_in(kind: Kind) -> Iterator[None]:
-    """Put stand-ins in the place of the functions that ``meta`` does not have; all else is left to them as before."""
+    """Replace the functions that ``meta`` does not support; all other calls are unchanged."""
     with contextlib.ExitStack() as stack:
         for owner, name, make in _STAND_INS:
             stack.enter_context(mock.patch.object(owner, name, make(getattr(owner, name))))
@@ -537,7 +538,7 @@ def _standing_in(kind: Kind) -> Iterator[None]:
 
 
 def _known_device(function: Any) -> Any:
-    """``torch.autocast`` and what asks for its state, with the CPU's in the place of the missing ones."""
+    """``torch.autocast`` and the queries of its state, with the CPU's state for ``meta``."""
     return lambda *args, **kwargs: function(*("cpu" if arg == "meta" else arg for arg in args), **kwargs)
 
 
@@ -550,7 +551,7 @@ def _in_full(function: Any) -> Any:
 
 
 def _casting(function: Any, dtype: Callable[[], torch.dtype]) -> Any:
-    """A function whose arguments on ``meta`` are cast first, as CUDA's autocast casts them."""
+    """A function whose arguments on ``meta`` are cast first, as CUDA's autocast does."""
 
     def casted(*args: Any, **kwargs: Any) -> Any:
         if torch.is_autocast_enabled("cpu") and any(isinstance(arg, Tensor) and arg.is_meta for arg in args):
@@ -567,7 +568,8 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _fused_attention(function: Any) -> Any:
-    """Attention by the kernel that a GPU takes: it keeps queries, keys, values, results and a number for each row."""
+    """Attention with the memory of a GPU's fused kernel: it stores queries, keys, values, results and a number per
+    row."""
 
     def attend(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **more: Any
@@ -587,7 +589,7 @@ def _fused_attention(function: Any) -> Any:
 
 
 def _ones(function: Any) -> Any:
-    """``tolist`` of a tensor without values."""
+    """``tolist`` for a tensor without values."""
     return lambda tensor: [1.0] * tensor.numel() if _is_empty(tensor) else function(tensor)
 
 
@@ -603,7 +605,8 @@ _STAND_INS: Sequence[tuple[Any, str, Callable[[Any], Any]]] = (
     (Tensor, "tolist", _ones),
     (objective, "load", _without_values),
 )
-"""Owner, name, and what makes the stand-in. What autocast casts is limited to what our network and SAM2 call."""
+"""Owner, name, and the function that creates the replacement. Casts are limited to functions that our network and SAM2
+call."""
 
 
 def _is_empty(value: Any) -> bool:
@@ -616,12 +619,12 @@ def _rounded(size: int, kind: Kind) -> int:
 
 
 def _shape(output: Tensor | None) -> Any:
-    """What a new tensor is made of."""
+    """The properties of a new tensor."""
     return None if output is None else (tuple(output.shape), output.stride(), output.dtype)
 
 
 def _signature(value: Any) -> Any:
-    """All of an argument that the size of a result depends on; a hash of anything else fails."""
+    """The properties of an argument that affect the size of a result; unhashable for other arguments."""
     if isinstance(value, Tensor):
         return (value.shape, value.stride(), value.dtype, value.device.type)
     if isinstance(value, list | tuple):

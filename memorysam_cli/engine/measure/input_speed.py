@@ -1,7 +1,7 @@
-"""``memorysam bench --mode data``: whether reading keeps up.
+"""``memorysam bench --mode data``: whether reading files keeps up with the model.
 
-Scenes from files alone, and training and prediction from files against the model alone. The scenes are a few rendered
-ones, listed as often as needed.
+It measures reading alone, and training and prediction from files compared with the model alone. The scenes are a few
+rendered ones, listed as often as needed.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 CLASSES = 25
-"""Of the rendered scenes."""
+"""Number of classes of the rendered scenes."""
 WORKERS = (0, 1, 2, 4, 8, 16)
 TRAINING, PREDICTING = 4, 2
-"""Worker processes of the ``deliver`` recipe, and of ``memorysam predict``, where nothing else is said."""
+"""Worker processes of the ``deliver`` recipe, and of ``memorysam predict`` by default."""
 AHEAD = 2
-"""Batches that each worker of torch's loader reads ahead."""
+"""Batches that each worker of torch's loader loads in advance."""
 TARGET = 90
-"""Per cent of the model's own rate that work from files should reach."""
+"""% of the model's own rate that work from files should reach."""
 DISTINCT = 4
-"""Scenes that are rendered."""
+"""Number of rendered scenes."""
 SENSORS = ("img", "depth", "event", "lidar")
-"""Of the rendered scenes; a benchmark with more of them reads them again under other names."""
+"""Modalities of the rendered scenes; a benchmark with more reads them again under other names."""
 
 
 def measure(workload: Workload, device: torch.device, *, repeats: int) -> dict[str, Any]:
@@ -58,8 +59,8 @@ def measure(workload: Workload, device: torch.device, *, repeats: int) -> dict[s
 
     Args:
         workload: sizes, network and precision; its task does not matter.
-        device: where the model is.
-        repeats: batches that count, at least.
+        device: of the model.
+        repeats: smallest number of measured batches.
 
     Returns:
         The content of ``memorysam bench --mode data --json``.
@@ -105,14 +106,15 @@ def measure(workload: Workload, device: torch.device, *, repeats: int) -> dict[s
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print it for people."""
+    """Print the result."""
     console.table(
         ["worker processes", "scenes per second", "MB per second"],
         [
             [row["workers"], f"{row['scenes_per_second']:.2f}", f"{row['megabytes_per_second']:.1f}"]
             for row in report["reading"]
         ],
-        title=f"reading and augmenting {report['modalities']} PNG files of {report['size']}×{report['size']} pixels",
+        title=f"reading and augmenting {counted(report['modalities'], 'PNG file')} of "
+        f"{report['size']}×{report['size']} pixels",
     )
     console.table(
         ["task", "model alone, scenes/s", "from files, scenes/s", "share %", "workers"],
@@ -129,7 +131,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _reading_rate(manifest: Manifest, recipe: Recipe, *, repeats: int) -> float:
-    """Scenes per second that training's loader gives to one who only takes them."""
+    """Scenes per second of training's loader without any computation."""
     lead, counted = _lead(recipe.data.workers), max(repeats, AHEAD * recipe.data.workers)
     batches = iter(_batches(manifest, recipe, lead + counted))
     for _ in range(lead):
@@ -143,11 +145,11 @@ def _reading_rate(manifest: Manifest, recipe: Recipe, *, repeats: int) -> float:
 def _training(
     workload: Workload, manifest: Manifest, recipe: Recipe, *, device: torch.device, repeats: int, reading: float
 ) -> dict[str, float]:
-    """Updates from files against updates of a batch that is there."""
+    """Updates from files compared with updates on a batch in memory."""
     work = Training(replace(workload, task="train"), device)
     work.fast()
     before = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
-    # What was read ahead hides a slow loader for a while; one that is twice as fast has nothing to hide.
+    # Prefetched batches hide a slow loader for a while; a loader twice as fast as the model needs no such lead.
     is_ample = reading > 2 * workload.batch / statistics.median(before)
     counted = repeats if is_ample else max(repeats, AHEAD * recipe.data.workers)
     lead = 1 if is_ample else _lead(recipe.data.workers)
@@ -167,7 +169,7 @@ def _training(
 def _prediction(
     workload: Workload, manifest: Manifest, out: Path, *, device: torch.device, repeats: int
 ) -> dict[str, float]:  # fmt: skip
-    """Predictions from files to files against the network on a batch that is there."""
+    """Predictions from files to files compared with the network on a batch in memory."""
     work = Prediction(replace(workload, task="predict"), device)
     work.fast()
     before = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
@@ -181,7 +183,8 @@ def _prediction(
 def _seconds_per_batch(
     work: Prediction, manifest: Manifest, scenes: Sequence[Scene], out: Path, *, lead: int, device: torch.device
 ) -> float:
-    """Of the loop of ``memorysam predict``, from the beginning of its ``lead``-th batch to the last written file."""
+    """Seconds per batch in the loop of ``memorysam predict``, from the start of its ``lead``-th batch to the last
+    written file."""
     network, end = _Clocked(work.network), 0.0
 
     def tell(_line: LedgerLine) -> None:
@@ -198,7 +201,7 @@ def _seconds_per_batch(
 
 
 class _Clocked:
-    """A network that notes when each of its batches begins: files are told later than they are written."""
+    """A network that records the start of each batch, because files are reported later than they are written."""
 
     def __init__(self, network: Segmenter) -> None:
         self._network, self.begun = network, list[float]()
@@ -219,7 +222,7 @@ class _Clocked:
 
 
 def _batches(manifest: Manifest, recipe: Recipe, count: int) -> Iterable[Batch]:
-    """So many training batches, each read from files."""
+    """Training batches, each read from files."""
     scenes = manifest.scenes[: count * recipe.train.batch]
     return itertools.islice(training_batches(manifest, scenes=scenes, recipe=recipe, epoch=0), count)
 
@@ -239,7 +242,8 @@ def _with_workers(recipe: Recipe, workers: int) -> Recipe:
 
 
 def _lead(workers: int) -> int:
-    """Batches before those that count: workers have started, and nothing is left of what they read meanwhile."""
+    """Number of batches before the measured ones: workers are then running, and their prefetched batches are used
+    up."""
     return 1 + AHEAD * workers
 
 
@@ -248,9 +252,9 @@ def write_scenes(root: Path, *, names: tuple[str, ...], size: int, scenes: int) 
 
     Args:
         root: an empty folder.
-        names: of the modalities.
+        names: names of the modalities.
         size: side of the images in pixels.
-        scenes: how many the manifest lists.
+        scenes: number of scenes in the manifest.
 
     Returns:
         A manifest whose scenes are all in the split ``train``; its PNG files are smaller than a camera's, and lie in
@@ -268,7 +272,7 @@ def write_scenes(root: Path, *, names: tuple[str, ...], size: int, scenes: int) 
 
 
 def bytes_per_scene(manifest: Manifest) -> float:
-    """The mean size of a scene's files, its label among them."""
+    """The mean size of a scene's files, including its label."""
     total = 0
     for scene in manifest.scenes:
         paths = [*(path for group in scene.files.values() for path in group), *([scene.label] if scene.label else [])]

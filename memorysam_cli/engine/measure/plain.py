@@ -1,10 +1,10 @@
-"""The same network run and trained as the reference does it: what our own ways are measured against, and must equal.
+"""The same network, run and trained as in the reference; our implementation must give the same results.
 
-SAM2's own modules and methods on the very parameters of a network of ours: one encoder call per modality with the
-position encodings of all levels, every frame's memory encoded (the last one's too), all K masks brought to full
-resolution to choose one of them, M full-resolution maps and then their mean, the gate's −1024 mixed in before; full
-resolution in the cross entropy, a loop over the classes in the prototypes. A training step is float32, with anomaly
-detection as published (or without, to tell its price), and waits for the device. Source: METHOD §1–§3.
+It uses SAM2's own modules and methods on the parameters of one of our networks: one encoder call per modality with the
+position encodings of all levels; every frame's memory encoded, including the last one's; all K masks upsampled to full
+resolution to choose one; M full-resolution maps and then their mean, with the gate's −1024 mixed in before; cross
+entropy at full resolution; a loop over the classes in the prototypes. A training step is float32, with anomaly
+detection as published (or without, to measure its cost), and waits for the device. Source: METHOD §1–§3.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.recipe import Ohem, Recipe, Spmm
 
 ADAPTER = "default"
-"""PEFT's name for an adapter that nobody named."""
+"""PEFT's default name of an adapter."""
 
 
 class PlainOutput(NamedTuple):
-    """What one plain forward pass gives.
+    """The result of a plain forward pass.
 
     Attributes:
         logits: (B, K, H, W) mean over the modalities of their full-resolution class logits, gates mixed in.
@@ -43,14 +43,15 @@ class PlainOutput(NamedTuple):
 
 
 class Plain(nn.Module):
-    """A network's twin that computes in the reference's manner.
+    """A copy of a network that computes as the reference does.
 
-    It shares the parameters of the network it is made of, so that a gradient of either is one of both; the network
-    stays as it is. Device and dtype are those of the network when the twin is made; mode (train or eval) is its own.
+    It shares the parameters of the network, so a gradient of either belongs to both. The network itself does not
+    change. Device and dtype are those of the network when the copy is created; the copy has its own mode (train or
+    eval).
 
     Args:
         network: with LoRA on q and v, or without any.
-        backbone: what it was built as, one of ``memorysam_cli.recipe.BACKBONES``.
+        backbone: its backbone, one of ``memorysam_cli.recipe.BACKBONES``.
 
     Raises:
         ValueError: LoRA elsewhere, or of a kind that the reference does not have.
@@ -58,7 +59,7 @@ class Plain(nn.Module):
 
     def __init__(self, network: MemorySAM, *, backbone: str) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is thrown away
+        with torch.random.fork_rng(devices=[]):  # these random values are replaced
             self.sam = build_sam2(
                 backbone, tokens=network.sam.sam_mask_decoder.num_mask_tokens - 1, attention=RoPEAttention
             )
@@ -72,7 +73,7 @@ class Plain(nn.Module):
         _share(self.sam, network.sam)
         for twin, block in zip(*(trunk.blocks for trunk in trunks), strict=True):
             twin.attn.qkv = _reference_projection(block.attn.qkv)
-        if not self.object_gate:  # SAM2 has no such switch, but each place that asks for the score has one
+        if not self.object_gate:  # SAM2 has no such switch, but each use of the score has one
             self.sam.pred_obj_scores, self.sam.no_obj_embed_spatial = False, None
         self.train(network.training)
 
@@ -83,7 +84,7 @@ class Plain(nn.Module):
             frames: M tensors (B, 3, S, S), normalized; S divisible by 32.
 
         Raises:
-            ValueError: frames that are not square, which SAM2 itself does not know.
+            ValueError: frames that are not square, which SAM2 itself does not support.
         """
         height, width = frames[0].shape[-2:]
         if height != width:
@@ -117,7 +118,7 @@ class Plain(nn.Module):
         return output.logits
 
     def _use_size(self, size: int) -> None:
-        """Tell SAM2 how large the images are; its configuration fixes that."""
+        """Set the image size in SAM2, whose configuration fixes it."""
         sam, cells = self.sam, size // STRIDE
         sam.image_size, sam.sam_image_embedding_size = size, cells
         sam.sam_prompt_encoder.input_image_size = (size, size)
@@ -125,7 +126,7 @@ class Plain(nn.Module):
 
 
 class AdditiveProjection(nn.Module):
-    """A fused ``qkv`` to whose q, k and v parts low-rank maps of the input are added, in place.
+    """A fused ``qkv`` with low-rank maps of the input added to its q, k and v parts, in place.
 
     Args:
         weight: (3·d_out, d_in) frozen.
@@ -171,14 +172,14 @@ def _reference_projection(projection: nn.Module) -> nn.Module:
 
 
 def _linear(layer: nn.Linear) -> nn.Linear:
-    """PyTorch's own layer on the parameters of another, whatever that one's class makes of them."""
+    """PyTorch's own Linear with the parameters of another layer."""
     twin = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     twin.weight, twin.bias = layer.weight, layer.bias
     return twin
 
 
 def _share(twin: nn.Module, network: nn.Module) -> None:
-    """Put a network's parameters and buffers in the place of those of a twin."""
+    """Replace the parameters and buffers of a network's copy by those of the network."""
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())
     for path, module in twin.named_modules():
         for own in (module._parameters, module._buffers):
@@ -188,7 +189,7 @@ def _share(twin: nn.Module, network: nn.Module) -> None:
 
 
 class PlainLesson(NamedTuple):
-    """What one step did.
+    """The result of a step.
 
     Attributes:
         loss: OHEM + λ·SPMM.
@@ -205,8 +206,8 @@ class PlainLearner:
     """A plain network in training.
 
     Args:
-        network: the twin of a network that is set up for training.
-        recipe: its losses and optimizer; precision, saver, compilation and accumulation are not the reference's.
+        network: the copy of a network that is ready for training.
+        recipe: its losses and optimizer; the reference has no precision, saver, compilation and accumulation.
         detects_anomalies: look for NaN after every step of the backward pass, as the published code does.
     """
 
@@ -235,11 +236,11 @@ class PlainLearner:
             ohem, spmm = self.losses(batch)
             (ohem + spmm).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            self.optimizer.zero_grad()  # last, for the parameters are another network's too
+            self.optimizer.zero_grad()  # last, because another network shares the parameters
         return PlainLesson((ohem + spmm).item(), ohem.item(), spmm.item())
 
     def gradient(self, batch: Batch) -> tuple[float, float, float]:
-        """OHEM, λ·SPMM and the gradient's norm of a batch, for comparison; the parameters stay as they are."""
+        """OHEM, λ·SPMM and the gradient norm of a batch, for comparison; the parameters do not change."""
         with runtime.computing("fp32", batch.frames[0].device):
             ohem, spmm = self.losses(batch)
             (ohem + spmm).backward()  # type: ignore[no-untyped-call]
@@ -248,7 +249,7 @@ class PlainLearner:
         return ohem.item(), spmm.item(), norm.item()
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """OHEM and λ·SPMM of a batch; the prototypes move on."""
+        """OHEM and λ·SPMM of a batch; updates the prototypes."""
         assert batch.label is not None
         output = self.network(batch.frames)
         ohem = plain_ohem(output.logits, batch.label, settings=self.recipe.ohem)
@@ -261,7 +262,7 @@ def plain_ohem(logits: Tensor, label: Tensor, *, settings: Ohem) -> Tensor:
     Args:
         logits: (B, K, H, W).
         label: (B, H, W) int64, 255 = ignored.
-        settings: threshold and the least share.
+        settings: threshold and the smallest share.
 
     Returns:
         A scalar, 0 without a valid pixel.
@@ -290,7 +291,7 @@ class PlainPrototypes:
         self.seen = [False] * classes
 
     def __call__(self, features: Tensor, label: Tensor) -> Tensor:
-        """The loss, not yet weighted.
+        """The loss without its weight.
 
         Args:
             features: (B, D, h, w).
@@ -305,17 +306,17 @@ class PlainPrototypes:
             of_class = pixels[small == index]  # (n, D)
             local.append(of_class.mean(dim=0) if len(of_class) else None)
             if self.settings.variant == "reference" and len(of_class):
-                local[-1] = of_class.mean(dim=0) / len(of_class)  # the second division is the reference's
+                local[-1] = of_class.mean(dim=0) / len(of_class)  # the reference also divides twice
         return self._reference(local) if self.settings.variant == "reference" else self._paper(local)
 
     def _reference(self, local: list[Tensor | None]) -> Tensor:
-        """Absent classes count as zeros; G moves first."""
+        """Absent classes count as zeros; G is updated first."""
         means = torch.stack([torch.zeros_like(self.known[0]) if mean is None else mean for mean in local])
         self.known = self._blend(self.known, means.detach())
         return (means - self.known).square().sum() / (REFERENCE_CLASSES * means.shape[1])
 
     def _paper(self, local: list[Tensor | None]) -> Tensor:
-        """Only classes that are present; G as it was before."""
+        """Only classes that are present; G from before the update."""
         losses = []
         for index, mean in enumerate(local):
             if mean is not None:

@@ -1,7 +1,7 @@
-"""``memorysam plan`` and ``train --batch auto``: what of a recipe fits into a memory, by counting.
+"""``memorysam plan`` and ``train --batch auto``: which settings of a recipe fit into a memory, by counting.
 
-The ways to cut an update into batches are counted, each in seconds and for any GPU, until the best that fits is known.
-Where a device is there, the pick can be tried on it; the next smaller one follows where that fails.
+The ways to divide an update into batches are counted, each in seconds and for any GPU, until the best that fits is
+known. On an existing device the proposal can be tried; if that fails, the next smaller one is tried.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from memorysam_cli.engine.train import start
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
-from memorysam_cli.text import command, duration, size
+from memorysam_cli.text import command, counted, duration, size
 
 MARGIN = 0.1
-"""The share of memory that stays free: for a GPU's driver, what is not counted, workers that read ahead."""
+"""The share of memory that stays free: for a GPU's driver, uncounted memory, and data workers."""
 MOST_AT_ONCE = 64
-"""Scenes of the largest batch that prediction is counted for."""
+"""The largest batch for which prediction is counted."""
 COLUMNS = ("batch", "accumulate", "saver", "peak", "activations", "backward", "validation", "left", "fits")
 BEAT = 5.0
-"""Seconds between two words of the planning process to the others, whose patience with it is limited."""
+"""Seconds between two messages of the planning process to the others, which wait only for a limited time."""
 
 Answer = TypeVar("Answer")
 Try = Callable[[Trial], Outcome]
@@ -50,7 +50,7 @@ Try = Callable[[Trial], Outcome]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way; an update sees ``batch`` × ``accumulate`` scenes in each process."""
+    """A way to divide an update; it sees ``batch`` × ``accumulate`` scenes in each process."""
 
     batch: int
     accumulate: int
@@ -62,7 +62,7 @@ class Candidate:
         return recipe.model_copy(update={"train": train})
 
     def changes(self) -> list[str]:
-        """As ``--set`` takes them."""
+        """The values in the form of ``--set``."""
         return [f"train.{name}={value}" for name, value in vars(self).items()]
 
     def __str__(self) -> str:
@@ -70,10 +70,10 @@ class Candidate:
 
 
 def candidates(train: Train) -> list[Candidate]:
-    """All ways that keep an update's number of scenes, the fastest first.
+    """All ways with the same number of scenes per update, the fastest first.
 
-    The saver costs less time than halving the batch: accumulation is exact, so that it computes every batch's forward
-    pass once more than the saver does at most. A saver that the recipe decides stays as it is.
+    The saver costs less time than halving the batch: exact accumulation computes every batch's forward pass once more,
+    which is the most that the saver does. A saver that the recipe sets does not change.
     """
     scenes = train.batch * train.accumulate
     savers: list[Literal["on", "off"]] = ["off", "on"] if train.saver == "auto" else [train.saver]
@@ -83,14 +83,14 @@ def candidates(train: Train) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class Room:
-    """The memory that there is.
+    """The memory of a device.
 
     Attributes:
-        device: as PyTorch calls it; need not be in this machine.
+        device: PyTorch's name of it; it may be on another machine.
         total: bytes of the device.
-        free: of them, free now.
-        memory: what is planned for: the free memory, or what the user said.
-        limit: what a training run may take of it.
+        free: bytes that are free now.
+        memory: bytes to plan for: the free memory, or the user's value.
+        limit: bytes that a training run may use.
     """
 
     device: str
@@ -101,7 +101,7 @@ class Room:
 
     @property
     def kind(self) -> Kind:
-        """What is counted for."""
+        """The kind of device to count for."""
         return "cpu" if self.device == "cpu" else "cuda"
 
     def __str__(self) -> str:
@@ -112,24 +112,24 @@ def room(device: str, *, asked: int | None = None, share: int = 1, have: Capacit
     """The memory to plan for.
 
     Args:
-        device: as PyTorch calls it.
-        asked: bytes that are to suffice, of a device that need not be here; none: what is free now.
-        share: processes that share the device.
-        have: the device's memory; none: it is asked for it.
+        device: PyTorch's name of it.
+        asked: bytes given by the user, for a device that may be on another machine; None: the free memory.
+        share: number of processes that share the device.
+        have: the device's memory; None: it is measured.
     """
     if asked is not None:
         return Room(device, asked, asked, asked // share, int(asked // share * (1 - MARGIN)))
     have = have or trials.capacity(device)
-    free = have.free or have.total  # a machine that does not say
+    free = have.free or have.total  # unknown on this machine
     return Room(device, have.total, free, free // share, int(free // share * (1 - MARGIN)))
 
 
 def refuse_more_than_there_is(space: Room, have: Capacity) -> None:
-    """Refuse to try what the device that is here cannot give.
+    """Refuse to try more than this machine's device has.
 
     Raises:
-        UsageError: more is asked for than the device has.
-        EnvironmentFault: less is free than may be taken.
+        UsageError: more is requested than the device has.
+        EnvironmentFault: less is free than may be used.
     """
     if space.memory > have.total:
         raise UsageError(
@@ -145,14 +145,14 @@ def refuse_more_than_there_is(space: Room, have: Capacity) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a candidate takes, as counted.
+    """The counted memory of a candidate.
 
     Attributes:
-        candidate: the way.
+        candidate: the candidate.
         training: an update.
         validation: one batch of the largest scenes.
-        programs: bytes of the process itself, which on a CPU share the memory.
-        limit: what may be taken.
+        programs: bytes of the process itself, which on a CPU uses the same memory.
+        limit: bytes that may be used.
     """
 
     candidate: Candidate
@@ -168,7 +168,7 @@ class Finding:
 
     @property
     def fits(self) -> bool:
-        """Whether that is within the limit."""
+        """Whether the peak is within the limit."""
         return self.peak <= self.limit
 
     def to_json(self) -> dict[str, Any]:
@@ -182,14 +182,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a candidate's trial gave."""
+    """The result of a candidate's trial."""
 
     candidate: Candidate
     outcome: Outcome
 
     @property
     def seconds(self) -> float | None:
-        """Of one update, the first ones being slow; none if there was none."""
+        """Seconds of an update, without the first slow ones; None if none finished."""
         return min(self.outcome.seconds, default=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Looking:
-    """Prediction, as counted: bytes for a batch of one scene, and the largest batch that fits (0: none)."""
+    """The counted memory of prediction: bytes for a batch of one scene, and the largest batch that fits (0: none)."""
 
     single: int
     batch: int
@@ -212,15 +212,15 @@ class Looking:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was counted and tried, and what is proposed.
+    """What was counted and tried, and the proposal.
 
     Attributes:
-        target: what is to fit.
-        room: where.
+        target: the recipe.
+        room: the memory.
         findings: counted candidates, the fastest first.
-        tried: trials in their order; empty where nothing was to be tried.
-        looking: prediction; None where it was not asked for.
-        estimates: how long the recipe should take.
+        tried: trials in their order; empty if none was requested.
+        looking: prediction; None if not requested.
+        estimates: the estimated time of the recipe.
     """
 
     target: Target
@@ -232,13 +232,13 @@ class Plan:
 
     @property
     def proposal(self) -> Candidate | None:
-        """The fastest candidate that fits: of those that were tried, if any were."""
+        """The fastest candidate that fits; if some were tried, of those."""
         if self.tried:
             return next((each.candidate for each in self.tried if each.outcome.fits), None)
         return next((each.candidate for each in self.findings if each.fits), None)
 
     def refusal(self) -> EnvironmentFault:
-        """Why nothing is proposed, and what would change that."""
+        """Why there is no proposal, and what to change."""
         if self.tried:
             last, why = self.tried[-1].candidate, self.tried[-1].outcome.why
         else:
@@ -277,14 +277,14 @@ class Plan:
 def make_plan(
     target: Target, here: torch.device, *, amount: int | None, is_named: bool, tries: bool, timeout: float
 ) -> Plan:
-    """Everything that ``memorysam plan`` says.
+    """The result of ``memorysam plan``.
 
     Args:
-        target: what is to fit.
-        here: the device that was chosen, or found.
-        amount: bytes to plan for; none: what is free on that device.
-        is_named: whether the user chose the device; otherwise an amount means a GPU, be there one or not.
-        tries: whether the pick is run.
+        target: the recipe.
+        here: the device of this machine.
+        amount: bytes to plan for; None: the free memory of that device.
+        is_named: whether the user chose the device; otherwise an amount means a GPU, even if there is none.
+        tries: whether to run the proposal.
         timeout: seconds for each trial.
 
     Raises:
@@ -305,14 +305,14 @@ def make_plan(
 def search(
     target: Target, space: Room, *, attempt: Try | None = None, timeout: float = trials.TIMEOUT, steps: int = 2
 ) -> Plan:
-    """Count a recipe's candidates until the best that fits is known; try it, where that is wanted.
+    """Count a recipe's candidates until the best that fits is known, and try it if requested.
 
-    A smaller batch never takes more, nor does the saver: of the batches, halving finds the largest that fits.
+    A smaller batch never needs more memory, nor does the saver, so the largest batch that fits is found by halving.
 
     Args:
-        target: what is to fit.
-        space: where.
-        attempt: does a trial of the pick, and of the next ones where it fails; none: nothing is tried.
+        target: the recipe.
+        space: the memory.
+        attempt: runs a trial of the proposal, and of the next ones if it fails; None: no trials.
         timeout: seconds for each trial.
         steps: updates of each.
     """
@@ -327,7 +327,7 @@ def search(
         return found[way].fits
 
     batches = sorted({way.batch for way in ways}, reverse=True)
-    frugal = {way.batch: way for way in ways}  # the last one of a batch takes least
+    frugal = {way.batch: way for way in ways}  # the last one of a batch needs the least memory
     low, high = 0, len(batches) - 1
     while low <= high:  # the largest one first: it is the usual answer
         middle = 0 if high == len(batches) - 1 and low == 0 else (low + high) // 2
@@ -342,7 +342,7 @@ def search(
 
 
 def looking(target: Target, space: Room) -> Looking:
-    """Count ``memorysam predict``: one scene, and as many as fit."""
+    """Count ``memorysam predict``: one scene, and the largest batch that fits."""
     frames = Frames(target.frames.inputs[-1:], target.frames.native)
     programs = runtime.resident_bytes() if space.kind == "cpu" else 0
     known: dict[int, int] = {}
@@ -356,18 +356,18 @@ def looking(target: Target, space: Room) -> Looking:
 
     single, each = peak(1), peak(2) - peak(1)
     batch = min(MOST_AT_ONCE, 1 + (space.limit - single) // max(each, 1)) if single <= space.limit else 0
-    while batch and peak(batch) > space.limit:  # a line through two points is near the truth, and not it
+    while batch and peak(batch) > space.limit:  # a line through two points is only an approximation
         batch -= 1
     return Looking(single, batch, peak(batch) if batch else 0)
 
 
 def estimates(target: Target, space: Room, *, here: torch.device | None) -> list[Estimate]:
-    """How long the recipe should take.
+    """The estimated time of the recipe.
 
     Args:
-        target: the recipe, and how many scenes there are.
-        space: its memory decides which cards are shown where none is here.
-        here: the device that is there, whose rate is measured; none: by the table of cards.
+        target: the recipe, and the number of scenes.
+        space: its memory selects the GPUs of the table if there is none here.
+        here: this machine's device, whose rate is measured; None: use the table of GPUs.
     """
     train = target.recipe.train
     scenes = train.batch * train.accumulate
@@ -383,7 +383,7 @@ def estimates(target: Target, space: Room, *, here: torch.device | None) -> list
 
 
 def levers(target: Target) -> str:
-    """What takes less memory than anything that was counted; how much less, a next plan tells."""
+    """Settings that need less memory than all counted ones; another plan computes how much less."""
     recipe = target.recipe
     ways = []
     if recipe.train.saver == "off":
@@ -402,11 +402,11 @@ def levers(target: Target) -> str:
 
 
 def show(plan: Plan, line: str | None) -> None:
-    """Print what was counted, what was tried and what is proposed on stdout.
+    """Print the counted, tried and proposed settings on stdout.
 
     Args:
         plan: any.
-        line: of :func:`train_line`.
+        line: from :func:`train_line`.
     """
     recipe, space = plan.target.recipe, plan.room
     (height, width), (rows, columns) = plan.target.frames.inputs[-1], plan.target.frames.native
@@ -426,27 +426,27 @@ def show(plan: Plan, line: str | None) -> None:
         console.table(ESTIMATED, [_estimate_row(each) for each in plan.estimates], title="time, an estimate")
     if plan.proposal is not None and line is not None:
         scenes = plan.proposal.batch * plan.proposal.accumulate
-        console.say(f"fits: {plan.proposal}; {scenes} scenes per update, as in the recipe")
+        console.say(f"fits: {plan.proposal}; {counted(scenes, 'scene')} per update, as in the recipe")
         console.say(line)
 
 
 TRIED = ("batch", "accumulate", "saver", "peak", "left", "s per update", "fits")
 LEAST_SECONDS = 0.01
-"""Of an update: below, starting the kernels takes longer than what they compute."""
+"""Seconds of an update below which starting the kernels takes longer than computing."""
 ESTIMATED = ("device", "precision", "s per update", "whole recipe", "at")
 
 
 def train_line(
     plan: Plan, *, recipe: str, data: Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
 ) -> str | None:
-    """The training that was found to fit, ready to be typed; none where nothing fits.
+    """The training command that fits; None if nothing fits.
 
     Args:
         plan: any.
-        recipe: as the user named it.
-        data: likewise.
-        overrides: likewise; the plan's values come last and win.
-        device: likewise.
+        recipe: the user's name of it.
+        data: the user's value.
+        overrides: the user's values; the plan's values come last and override them.
+        device: the user's value.
     """
     if plan.proposal is None:
         return None
@@ -464,14 +464,14 @@ def _changes(proposal: Candidate, overrides: Sequence[str]) -> list[str]:
 
 
 def settle(planned: start.RunStart, manifest: Manifest, accelerator: Accelerator) -> start.RunStart:
-    """Let what fits decide the batch of a training run that is about to begin.
+    """Let the plan decide the batch of a new training run.
 
-    A run that is continued keeps its own batch, so that one line can start and continue it.
+    A resumed run keeps its own batch, so that one command line can start and continue it.
 
     Args:
-        planned: of :func:`memorysam_cli.engine.train.start.plan`.
+        planned: from :func:`memorysam_cli.engine.train.start.plan`.
         manifest: the data set.
-        accelerator: every process gets the answer of the main one.
+        accelerator: every process gets the result of the main one.
 
     Raises:
         EnvironmentFault: nothing fits.
@@ -489,13 +489,13 @@ def settle(planned: start.RunStart, manifest: Manifest, accelerator: Accelerator
 
 
 def told_by_main(work: Callable[[], Answer], accelerator: Accelerator) -> Answer:
-    """What the main process works out, in all processes; its ``MemorySamError`` is everybody's."""
+    """The result of the main process, in all processes; its ``MemorySamError`` is raised in all of them."""
     if accelerator.num_processes == 1:
         return work()
     future: Future[Answer] = Future()
     if accelerator.is_main_process:
-        # A daemon: Ctrl-C must not wait for it. The others hear from the main thread meanwhile: no collective may wait
-        # longer than its timeout, and a plan may take that long.
+        # A daemon thread, so that Ctrl-C does not wait for it. Meanwhile the main thread sends the others messages: a
+        # collective may not wait longer than its timeout, and a plan may.
         threading.Thread(target=_fulfil, args=(future, work), daemon=True).start()
     while True:
         word = [_word(future, accelerator)]
@@ -509,7 +509,7 @@ def told_by_main(work: Callable[[], Answer], accelerator: Accelerator) -> Answer
 
 
 def _word(future: Future[Answer], accelerator: Accelerator) -> tuple[bool, Answer | MemorySamError | None]:
-    """Whether the main process has its answer, and which."""
+    """Whether the main process has its result, and the result."""
     if not accelerator.is_main_process:
         return False, None
     if not wait([future], timeout=BEAT).done:
@@ -528,10 +528,11 @@ def _fulfil(future: Future[Answer], work: Callable[[], Answer]) -> None:
 
 
 def _choose(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Candidate:
-    """The plan, for one process of those that share the device; its pick has done one real update and a validation."""
+    """The plan for one process of those that share the device; its proposal has run one real update and a
+    validation."""
     device = accelerator.device
     share = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) if device.type == "cpu" else 1
-    name = str(device) if device.type == "cuda" else device.type  # accelerate speaks of cpu:0
+    name = str(device) if device.type == "cuda" else device.type  # accelerate uses cpu:0
     found = search(workload.target_of(recipe, manifest), room(name, share=share), attempt=trials.run, steps=1)
     if found.proposal is None:
         raise found.refusal()
@@ -555,7 +556,7 @@ def _attempts(
 ) -> Iterator[Tried]:
     """Try candidates until one fits."""
     for way in ways:
-        console.note(f"trying {way}: {steps} update{'s' * (steps > 1)}, then validation")
+        console.note(f"trying {way}: {counted(steps, 'update')}, then validation")
         start = time.monotonic()
         outcome = attempt(
             Trial(
@@ -588,7 +589,7 @@ def _tried_row(tried: Tried, space: Room) -> tuple[object, ...]:
 
 
 def _estimate_row(each: Estimate) -> tuple[object, ...]:
-    """Times as they are counted; below what arithmetic decides, no more than that they are small."""
+    """The times as text; below the threshold only that they are small."""
     hours = "–" if each.hours is None else duration(3600 * each.hours) if each.hours >= 1 / 60 else "< 1 min"
     seconds = f"{each.seconds:.3g}" if each.seconds >= LEAST_SECONDS else f"< {LEAST_SECONDS}"
     return (each.device, each.precision, seconds, hours, each.source)

@@ -1,10 +1,10 @@
-"""How fast: clocks, the machine's own rate, the arithmetic of a network, and how long a recipe should take.
+"""Speed: clocks, the machine's own rate, the FLOP of a network, and the estimated time of a recipe.
 
-Arithmetic is matrix products and convolutions, a multiplication and an addition each, counted by
-``torch.utils.flop_counter`` on the plain twin and on the ``meta`` device: nothing is computed, and neither the device
-nor the way in which a network is run changes the count. Training is counted as what its backward pass needs:
-gradients of activations from the first adapted block on, and of the weights that are trained; nothing that is
-recomputed, and neither losses nor optimizer, which multiply no matrices.
+FLOP are those of matrix products and convolutions; a multiplication and an addition are one each.
+``torch.utils.flop_counter`` counts them on the plain network on the ``meta`` device: nothing is computed, and the count
+depends neither on the device nor on the implementation. Training includes what its backward pass needs: gradients of
+activations from the first adapted block on, and of trained weights. It includes nothing that is recomputed, and neither
+losses nor optimizer, which have no matrix products.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU's memory in GB and its dense peak rates in TFLOP/s; 0 where it has no such products.
+    """A GPU's memory in GB and its dense peak rates in TFLOP/s; 0 if it does not support the precision.
 
-    ``half`` is bfloat16's and float16's, with float32 sums.
+    ``half`` is bfloat16 and float16 with float32 sums.
     """
 
     memory: int
@@ -47,7 +47,7 @@ class Card:
     has_bf16: bool = True
 
     def peak(self, precision: str) -> float:
-        """The rate in a precision, in FLOP/s; 0 where the card does not have it."""
+        """The rate in a precision, in FLOP/s; 0 if the GPU does not support it."""
         if precision == "bf16" and not self.has_bf16:
             return 0.0
         return 1e12 * (self.half if precision in {"bf16", "fp16"} else getattr(self, precision))
@@ -66,26 +66,27 @@ CARDS = {
     "H100": Card(80, 67, 495, 989),
     "H200": Card(141, 67, 495, 989),
 }
-"""Peak rates, without sparsity. From memory of NVIDIA's public data sheets: not looked up again."""
+"""Peak rates, without sparsity, as in NVIDIA's data sheets. Tensor cores of GeForce cards sum float32 at half the rate
+of their professional sisters (GA102: RTX 3090 and RTX A6000), which makes their TF32 no faster than float32."""
 
 EFFICIENCY = {"fp32": 0.60, "tf32": 0.32, "bf16": 0.32, "fp16": 0.32}
-"""The share of a card's peak that training is assumed to reach. Large products reach about 0.8 of a tensor core's
-sheet, and training 0.4 of that."""
+"""The share of a GPU's peak that training is assumed to reach. Large products reach about 0.8 of a tensor core's peak,
+and training 0.4 of that."""
 MEASURED_EFFICIENCY = {"fp32": 0.60, "tf32": 0.40, "bf16": 0.40, "fp16": 0.40}
-"""Likewise, of the rate of large products that was measured on the device itself."""
+"""The same, as a share of the rate of large products measured on the device itself."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a recipe should take on a device in a precision: arithmetic, not a measurement.
+    """The estimated time of a recipe on a device in a precision; computed, not measured.
 
     Attributes:
-        device: a card, or the device that is there.
-        precision: what is computed in.
-        flops_per_second: the rate that is assumed to be reached.
+        device: a GPU, or this machine's device.
+        precision: of the computation.
+        flops_per_second: the assumed rate.
         seconds: of one update.
-        hours: of all updates; None where their number is not known.
-        source: what the rate was made of.
+        hours: of all updates; None if their number is unknown.
+        source: of the rate.
     """
 
     device: str
@@ -97,64 +98,73 @@ class Estimate:
 
     @staticmethod
     def of(device: str, precision: str, *, flops: int, rate: float, updates: int | None, source: str) -> Estimate:
-        """The estimate of updates of so many floating point operations at a rate."""
+        """The estimate for updates with this number of FLOP at a rate."""
         seconds = flops / rate
         return Estimate(device, precision, rate, seconds, None if updates is None else updates * seconds / 3600, source)
 
 
 def card_of(name: str) -> str | None:
-    """The card of :data:`CARDS` that a device's name means, such as ``NVIDIA A100-SXM4-80GB``."""
+    """The entry of :data:`CARDS` for a device's name, such as ``NVIDIA A100-SXM4-80GB``."""
     words = name.replace("-", " ").split()
     found = [card for card in CARDS if all(part in words for part in card.split())]
     return max(found, key=len, default=None)
 
 
 def estimate_on_card(card: str, *, flops: int, updates: int | None) -> list[Estimate]:
-    """How long updates should take on a card, in each precision that it has.
+    """The estimated time of updates on a GPU, in each precision that it supports.
 
     Args:
         card: one of :data:`CARDS`.
         flops: of one update, as :func:`count_flops` counts.
-        updates: how many there are, if that is known.
+        updates: their number, if known.
     """
-    found = []
+    reached = {}
     for precision in PRECISIONS:
         peak, share = CARDS[card].peak(precision), EFFICIENCY[precision]
         if peak:
-            source = f"{100 * share:.0f} % of the data sheet's {peak / 1e12:g} TFLOP/s"
-            found.append(Estimate.of(card, precision, flops=flops, rate=peak * share, updates=updates, source=source))
-    return found
+            reached[precision] = (peak * share, f"{100 * share:.0f} % of the data sheet's {peak / 1e12:g} TFLOP/s")
+    return _estimates(card, reached, flops=flops, updates=updates)
 
 
 def estimate_here(device: torch.device, *, flops: int, updates: int | None) -> list[Estimate]:
-    """How long updates should take on a device that is there, by the rate of its own products; measured in seconds."""
+    """The estimated time of updates on this machine's device, from its measured rate of products; takes seconds."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    found = []
+    reached = {}
     is_gpu = device.type == "cuda"
     for precision in PRECISIONS if is_gpu else ("fp32",):
         rate = matmul_rate(device, precision, sides=None if is_gpu else SIDES["cpu"][:1])
         share = MEASURED_EFFICIENCY[precision]
         source = f"{100 * share:.0f} % of {rate.flops_per_second / 1e12:.3g} TFLOP/s, {rate.how}, measured"
-        found.append(
-            Estimate.of(
-                name, precision, flops=flops, rate=rate.flops_per_second * share, updates=updates, source=source
-            )
-        )
+        reached[precision] = (rate.flops_per_second * share, source)
+    return _estimates(name, reached, flops=flops, updates=updates)
+
+
+def _estimates(
+    device: str, reached: Mapping[str, tuple[float, str]], *, flops: int, updates: int | None
+) -> list[Estimate]:
+    """Estimates from the rate of each precision and its source.
+
+    A coarser precision is never slower than a finer one: it only allows the libraries to use faster products.
+    """
+    found, best = [], (0.0, "")
+    for precision, each in reached.items():
+        best = max(best, each, key=lambda rate_and_source: rate_and_source[0])
+        found.append(Estimate.of(device, precision, flops=flops, rate=best[0], updates=updates, source=best[1]))
     return found
 
 
 def bf16_advice(device: torch.device, recipe: Recipe) -> str | None:
-    """How much faster bf16 should be where a GPU trains in fp32; None where nothing is to be said.
+    """How much faster bf16 should be if a GPU trains in fp32; None if there is nothing to report.
 
     Args:
-        device: where training takes place.
-        recipe: what is trained.
+        device: of the training.
+        recipe: of the training.
     """
     if device.type != "cuda" or recipe.train.precision != "fp32" or not torch.cuda.is_bf16_supported():
         return None
     name = torch.cuda.get_device_name(device)
     card = card_of(name)
-    one = 10**12  # any amount of work: its rates are compared
+    one = 10**12  # any amount of work, because only rates are compared
     estimates = estimate_here(device, flops=one, updates=None) if card is None else estimate_on_card(
         card, flops=one, updates=None
     )  # fmt: skip
@@ -173,9 +183,9 @@ Work = Callable[[], object]
 
 
 def interleaved(works: Mapping[Name, Work], *, repeats: int, device: torch.device) -> dict[Name, tuple[float, ...]]:
-    """The seconds of each of ``repeats`` runs of each kind of work, which has been warmed up.
+    """The seconds of each of ``repeats`` runs of each kind of work, after a warm-up.
 
-    The kinds take turns, forwards and backwards (A B, B A, …): none of them always follows the same one.
+    The kinds take turns in both orders (A B, B A, …), so that none always follows the same one.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in works}
     for turn in range(repeats):
@@ -194,22 +204,22 @@ def timed(work: Work, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that it was given; a CPU has."""
+    """Wait until a device has finished all its work; a CPU always has."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # not the current one, which need not be the one that was requested
+        torch.cuda.synchronize(device)  # not the current device, which may be another one
     elif device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
-"""Of the square matrices; what is smaller does not fill the device."""
+"""Side of the square matrices; smaller ones do not use the whole device."""
 REPEATS = 7
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Floating point operations per second, and with which product of which size they were reached."""
+    """FLOP per second, and the product and size with which they were reached."""
 
     flops_per_second: float
     how: str
@@ -219,9 +229,9 @@ def matmul_rate(device: torch.device, precision: str, *, sides: tuple[int, ...] 
     """The fastest of some square products of random numbers in a precision: the median of its runs.
 
     Args:
-        device: where.
+        device: the device.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
-        sides: of the matrices; none: what fills such a device.
+        sides: sides of the matrices; None: large enough for such a device.
     """
     rates = []
     with torch.inference_mode(), runtime.computing(precision, device), torch.autocast(device.type, enabled=False):
@@ -234,7 +244,7 @@ def matmul_rate(device: torch.device, precision: str, *, sides: tuple[int, ...] 
 
 
 def _products(side: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Work]]:
-    """Ways to multiply two matrices; a CPU has two libraries for it, and either may be the faster."""
+    """Ways to multiply two matrices. A CPU has two libraries for it, and either may be the faster."""
     random = torch.Generator().manual_seed(side)
     left, right = (torch.randn(side, side, generator=random).to(device, dtype) for _ in range(2))
     yield "matmul", lambda: left @ right
@@ -246,7 +256,7 @@ def _products(side: int, dtype: torch.dtype, device: torch.device) -> Iterator[t
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating point operations of one batch: of a prediction, and of a training step (its forward pass included)."""
+    """FLOP of one batch: of a prediction, and of a training step (its forward pass included)."""
 
     prediction: int
     training: int
@@ -256,8 +266,8 @@ def count_flops(network: MemorySAM, *, backbone: str, modalities: int, batch: in
     """Count one batch of a network.
 
     Args:
-        network: set up for training; LoRA counts as it is, merged or beside the weights it adapts.
-        backbone: what it was built as.
+        network: ready for training; LoRA is counted as it is, merged or separate.
+        backbone: its backbone.
         modalities: M.
         batch: B.
         size: side of the images in pixels.
@@ -268,10 +278,10 @@ def count_flops(network: MemorySAM, *, backbone: str, modalities: int, batch: in
 
 
 def count_call_flops(module: nn.Module, *inputs: Any) -> Flops:
-    """Count one call of any module, and a backward pass from its outputs to whatever in it is trained.
+    """Count one call of any module, and a backward pass from its outputs to all trained parameters in it.
 
     Args:
-        module: gives a tensor or a tuple of tensors.
+        module: returns a tensor or a tuple of tensors.
         inputs: tensors and lists of tensors, whose values do not matter.
     """
     empty = [[_shape_of(each) for each in given] if isinstance(given, list) else _shape_of(given) for given in inputs]
@@ -311,7 +321,7 @@ def describe_machine(device: torch.device, *, precision: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as well as the system knows it."""
+    """The processor's name, as far as the system knows it."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()

@@ -1,8 +1,9 @@
-"""Trials: real work of a recipe's size in a process of its own, so that running out of memory is an answer.
+"""Trials: real work of a recipe's size in a separate process, so that running out of memory is a result, not a crash.
 
-First the parent, then the child (:func:`main`), which ends with its parent, however that ends, and before the machine's
-memory does: the parent looks at what is left of it many times a second. One line of JSON goes in on the child's stdin,
-lines of JSON come out on its stdout, all else on its stderr; what it says first also counts if it is killed later.
+First the parent, then the child (:func:`main`). The child ends when its parent ends for any reason, and before the
+machine's memory is used up: the parent checks the free memory many times a second. The child gets one line of JSON on
+its stdin. It prints lines of JSON on its stdout and everything else on its stderr. Lines printed before it is killed
+count.
 """
 
 from __future__ import annotations
@@ -41,31 +42,31 @@ from memorysam_cli.storage import children
 from memorysam_cli.text import size
 
 PROCESS = __name__
-"""The child runs this module's ``main``."""
+"""Command of the child, which runs this module's ``main``."""
 TIMEOUT = 3600.0
 """Seconds after which a trial counts as hung."""
 _POLL = 0.02
-"""Seconds between two looks at a child's memory."""
+"""Seconds between two checks of a child's memory."""
 RESERVE = (2 * 10**8, 10**9)
-"""Bytes of the machine that no trial may touch: a thirtieth, at least and at most so many."""
+"""Bytes of the machine that no trial may use: a thirtieth of its memory, within these limits."""
 _LAST = 15
-"""Lines of a failed child's stderr that are shown."""
+"""Lines of a failed child's stderr that are printed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Work to be tried.
+    """A trial.
 
     Attributes:
-        recipe: names its modalities; says sizes, batch, accumulation, saver and precision.
+        recipe: with its modalities named; has sizes, batch, accumulation, saver and precision.
         classes: K.
-        task: ``train``: updates with the optimizer, and then, where ``frames`` are given, a validation; ``validate``:
-            such a validation alone; ``predict``: segmenting with LoRA merged.
-        device: as PyTorch calls it.
+        task: ``train``: updates with the optimizer and then, if ``frames`` are given, a validation; ``validate``: only
+            the validation; ``predict``: segmenting with LoRA merged.
+        device: PyTorch's name of it.
         manner: ``plain``: the network as the reference runs it.
         steps: updates, or forward passes.
-        frames: what is scored or predicted; none: squares of ``data.image_size``.
-        limit: bytes that it may take; none: what there is.
+        frames: inputs of scoring or prediction; None: squares of ``data.image_size``.
+        limit: bytes that it may use; None: all free memory.
         timeout: seconds.
     """
 
@@ -80,13 +81,13 @@ class Trial:
     timeout: float = TIMEOUT
 
     def to_json(self) -> str:
-        """One line, of which :meth:`from_json` makes the same trial."""
+        """One line of JSON for :meth:`from_json`."""
         frames = None if self.frames is None else {"inputs": self.frames.inputs, "native": self.frames.native}
         return json.dumps(vars(self) | {"recipe": self.recipe.model_dump(mode="json"), "frames": frames})
 
     @staticmethod
     def from_json(text: str) -> Trial:
-        """Read what :meth:`to_json` wrote."""
+        """The trial of a line from :meth:`to_json`."""
         content = json.loads(text)
         content["recipe"] = recipes.parse(content["recipe"], where="trial")
         if content["frames"] is not None:
@@ -98,17 +99,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
         fits: it ended within the memory.
         why: why not, such as ``needs more than 24.0 GB``.
         seconds: of each step; the first ones may be slow.
-        peak: the most memory that was seen, in bytes; of a trial that does not fit, what it had by then.
+        peak: the peak memory, in bytes; if the trial does not fit, its memory until then.
         total: the device's memory.
-        free: of it, what was free before.
-        training_peak: of the updates; 0 where there was none.
-        validation_peak: of the validation, likewise.
+        free: the free part of it before the trial.
+        training_peak: of the updates; 0 if there was none.
+        validation_peak: of the validation; 0 if there was none.
     """
 
     fits: bool
@@ -122,13 +123,13 @@ class Outcome:
 
 
 def run(trial: Trial) -> Outcome:
-    """Do a trial's work in a child process and wait for it.
+    """Run a trial in a child process and wait for it.
 
     Raises:
-        UsageError: the device cannot compute what the recipe asks for.
-        RuntimeError: the child failed, but not for want of memory; holds its last lines.
+        UsageError: the device does not support the recipe's precision.
+        RuntimeError: the child failed for another reason than missing memory; has its last lines.
     """
-    # In case it dies too soon to say.
+    # In case it ends before it reports this.
     before = {} if trial.device.startswith("cuda") else asdict(capacity(trial.device))
     with tempfile.TemporaryFile("w+") as complained, _child(trial, complained) as process:
         ended_by_us, seen = _watch(process, trial)
@@ -151,7 +152,7 @@ def run(trial: Trial) -> Outcome:
 
 
 def capacity(device: str) -> Capacity:
-    """The memory of a device, without taking any of it in this process (a CUDA context is half a gigabyte)."""
+    """The memory of a device, measured in a child process (a CUDA context needs half a gigabyte)."""
     if not device.startswith("cuda"):
         return runtime.capacity(torch.device(device))
     with tempfile.TemporaryFile("w+") as complained:
@@ -167,12 +168,12 @@ def capacity(device: str) -> Capacity:
 
 @contextlib.contextmanager
 def _child(trial: Trial, complained: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The running child; dead afterwards, with all that it started."""
-    # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the child.
+    """The running child; afterwards it and its own children are ended."""
+    # A separate session: Ctrl-C in the terminal reaches only this process, which then ends the child.
     process = children.start(PROCESS, environment=_alone(), errors_to=complained, own_session=True)
     try:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says why
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code shows why
             process.stdin.write(trial.to_json().encode() + b"\n")
             process.stdin.flush()
         yield process
@@ -184,7 +185,7 @@ def _child(trial: Trial, complained: IO[str]) -> Iterator[subprocess.Popen[bytes
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Make sure that a child and all that it started are gone."""
+    """Make sure that a child and its own children are ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -194,10 +195,10 @@ def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
     """Wait for the child's end, or for a reason to end it.
 
     Returns:
-        The reason, if there was one, and the most resident memory that was seen where that is limited.
+        The reason, if there was one, and the peak resident memory if it is limited.
     """
     end, seen = time.monotonic() + trial.timeout, 0
-    # On CUDA the allocator keeps to the limit. No rlimit: those are of address space, which nobody pays for.
+    # On CUDA the allocator enforces the limit. Not rlimit, which limits address space, not memory.
     is_watched = trial.limit is not None and not trial.device.startswith("cuda")
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -214,7 +215,7 @@ def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
 
 
 def _shortage() -> str:
-    """Whether the machine, or what its control group leaves to us, is near its end, in words."""
+    """Whether the memory of the machine, or of its control group, is nearly used up, in words."""
     have = surroundings.memory()
     least, most = RESERVE
     reserve = min(max(have.total // 30, least), most)
@@ -229,12 +230,13 @@ def _over(limit: int) -> str:
 
 
 def _alone() -> dict[str, str]:
-    """The environment without what makes a process one of several."""
+    """The environment without the variables of several processes."""
     return surroundings.environment_alone()
 
 
 def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """All that a child said until its end, line by line, the last word counting; a line cut short is none."""
+    """The child's values, line by line until its end; later ones override earlier ones, and an incomplete line is
+    dropped."""
     assert process.stdout is not None
     told: dict[str, Any] = {}
     for line in process.stdout.read().splitlines(keepends=True):
@@ -255,8 +257,8 @@ MOST_SKIPPED = 20
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do the trial that stdin describes, or answer ``--capacity DEVICE``."""
-    answers = children.claim_stdout()  # what a library prints must not stand between our lines
+    """Run the trial from stdin, or answer ``--capacity DEVICE``."""
+    answers = children.claim_stdout()  # output of libraries must not mix with our lines
 
     def tell(**values: object) -> None:
         answers.write(json.dumps(values).encode() + b"\n")
@@ -267,23 +269,23 @@ def main(arguments: Sequence[str]) -> None:
         return
     trial = Trial.from_json(sys.stdin.readline())
     children.watch_parent(lambda: os._exit(1))
-    children.tell_kernel("oom_score_adj", "1000")  # where memory ends, this process is to be killed, not its parent
+    children.tell_kernel("oom_score_adj", "1000")  # if memory runs out, this process should be killed, not its parent
     perform(trial, tell)
 
 
 def perform(trial: Trial, tell: Tell) -> None:
-    """Do a trial's work here.
+    """Run a trial in this process.
 
     Args:
-        trial: what to do.
-        tell: takes what is known, as soon as it is: ``total``, ``free``, ``seconds``, ``peak``, ``training_peak``,
-            ``validation_peak``; ``why``, where memory did not suffice; ``refused``, where the user is to act.
+        trial: the trial.
+        tell: called with values as soon as they are known: ``total``, ``free``, ``seconds``, ``peak``,
+            ``training_peak``, ``validation_peak``; ``why``, if memory ran out; ``refused``, if the user must act.
     """
     device = torch.device(trial.device)
     have = runtime.capacity(device)
     tell(total=have.total, free=have.free)
     if device.type == "cuda" and trial.limit is not None:
-        # By its number: of a device without one (`cuda`), this function of torch's alone wants to hear nothing.
+        # By its number, because this function of torch does not accept a device without one (`cuda`).
         torch.cuda.set_per_process_memory_fraction(min(1.0, trial.limit / have.total), device.index)
     try:
         _WORK[trial.task](trial, device, tell)
@@ -312,12 +314,12 @@ def _train(trial: Trial, device: torch.device, tell: Tell) -> None:
 
 
 def _updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable[[], bool]:
-    """What does one update; tells whether the weights moved: fp16's scaler skips some."""
+    """A function for one update; it returns whether the weights changed, because fp16's scaler skips some updates."""
     recipe = trial.recipe
     learner = Learner(
         network, recipe, accelerator=runtime.make_accelerator(device, precision=recipe.train.precision)
     )  # fmt: skip
-    # The first one is on the device beforehand, as the loop fetches them.
+    # The first one is already on the device, as in the training loop.
     batches = [
         made_up_batch(recipe, classes=trial.classes, seed=seed, device="cpu" if seed else device)
         for seed in range(recipe.train.accumulate)
@@ -333,7 +335,7 @@ def _updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable
 
 
 def _plain_updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable[[], bool]:
-    """As :func:`_updates`, in the reference's manner, one batch an update."""
+    """As :func:`_updates`, with the reference's implementation, one batch per update."""
     recipe = trial.recipe
     learner = PlainLearner(Plain(network.to(device), backbone=recipe.model.backbone), recipe)
     batch = made_up_batch(recipe, classes=trial.classes, device=device)
@@ -345,13 +347,13 @@ def _plain_updates(trial: Trial, network: Segmenter, device: torch.device) -> Ca
 
 
 def _validate(trial: Trial, device: torch.device, tell: Tell) -> None:
-    """Scoring alone, LoRA not merged, as within a training run."""
+    """Only scoring, LoRA not merged, as within a training run."""
     network = _network(trial).to(device)
     _look(network, trial, device=device, tell=tell, name="validation_peak")
 
 
 def _predict(trial: Trial, device: torch.device, tell: Tell) -> None:
-    """Segmenting as ``memorysam predict`` does it: LoRA merged, the recipe's precision; or as the reference does."""
+    """Segmenting as ``memorysam predict`` does: LoRA merged, the recipe's precision; or as the reference does."""
     network = _network(trial).requires_grad_(False).to(device)
     if trial.manner == "plain":
         with runtime.computing("fp32", device):
@@ -384,7 +386,7 @@ def _network(trial: Trial) -> Segmenter:
 
 
 def _score(network: Shown, trial: Trial, frames: Frames, *, device: torch.device) -> None:
-    """One batch of the largest scenes, held as scoring holds them."""
+    """One batch of the largest scenes, with the memory of scoring."""
     seen = [network.logits(_frames(trial, *size, device=device)) for size in frames.inputs]
     for scenes in zip(*seen, strict=True):
         for logits in scenes:
@@ -399,7 +401,7 @@ def _frames(trial: Trial, height: int, width: int, *, device: torch.device) -> l
 
 
 def _timed(work: Callable[[], bool], *, steps: int, device: torch.device) -> list[float]:
-    """The seconds of each step that counts; one that does not gave False, and is done again."""
+    """The seconds of each measured step; a step that returned False is repeated."""
     seconds: list[float] = []
     for _ in range(steps + MOST_SKIPPED):
         start = time.perf_counter()

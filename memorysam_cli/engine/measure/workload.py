@@ -1,8 +1,8 @@
-"""What is measured: a recipe with its modalities, classes and frames, and made-up work of these sizes.
+"""The work to measure: a recipe with its modalities, classes and frames, and random data of these sizes.
 
-First what a plan is for: what the recipe leaves open is completed by what is prepared, published or said, and so are
-the largest frames that validation will meet; all of that without torch. Then made-up data sets, batches and networks,
-which need no file.
+First the target of a plan: open values of the recipe are completed from prepared data, published data sets or the
+user's options, and so are the largest frames of validation; all of that without torch. Then random data sets, batches
+and networks, which need no files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from memorysam_cli.engine.train import start
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.recipe import ALL, Recipe
 from memorysam_cli.storage import images
+from memorysam_cli.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
     from memorysam_cli.model import Segmenter
 
 LOOKED_AT = 200
-"""Scenes, spread over a split, whose sizes are read."""
+"""Number of scenes, spread over a split, whose sizes are read."""
 SQUARES = "squares of data.image_size, because no data set is known"
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What scoring shows the network, and at which size it decides.
+    """The frames of scoring, and the size at which classes are decided.
 
     Attributes:
         inputs: (height, width) of the frames of each forward pass, one or two: data sets with a crop need both.
@@ -51,21 +52,21 @@ class Frames:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to fit."""
+    """The recipe to plan for."""
 
     recipe: Recipe
-    """Every modality has its name."""
+    """A recipe with all modalities named."""
     classes: int
     frames: Frames
-    """The largest that validation will meet."""
+    """The largest frames of validation."""
     source: str
-    """Where these frames are known from."""
+    """The source of these sizes."""
     scenes: int | None = None
-    """Of the training split; None where nobody knows."""
+    """Number of scenes in the training split; None if unknown."""
 
     @property
     def updates(self) -> int | None:
-        """Of one process's whole training; None where nobody knows."""
+        """Number of updates of a whole training run in one process; None if unknown."""
         train = self.recipe.train
         if self.scenes is None or self.scenes < train.batch * train.accumulate:
             return None
@@ -73,17 +74,17 @@ class Target:
 
 
 def find_target(recipe: Recipe, root: Path, *, classes: int | None = None, modalities: int | None = None) -> Target:
-    """Complete a recipe by what is prepared, by what is published of its data set, or by what the user says.
+    """Complete a recipe from prepared data, from the published data set, or from the user's options.
 
     Args:
         recipe: any.
-        root: the data root; nothing needs to be prepared there.
-        classes: K; none: the data set's.
-        modalities: how many, where nothing names them.
+        root: the data root; may have no prepared data.
+        classes: K; None: the data set's.
+        modalities: number of modalities, if nothing names them.
 
     Raises:
-        UsageError: several data sets could be meant; a number is missing, or says what is known already.
-        DataError: the data set is prepared and has no such modality or split, or a file that cannot be read.
+        UsageError: several data sets are possible; a number is missing, or contradicts what is known.
+        DataError: the data set is prepared but lacks a modality or a split, or has a file that cannot be read.
     """
     name, size = recipe.data.dataset, recipe.data.image_size
     prepared = manifests.prepared(root)
@@ -126,23 +127,23 @@ def target_of(recipe: Recipe, manifest: Manifest, *, classes: int | None = None)
     some = scenes[:: -(-len(scenes) // LOOKED_AT)]
     sizes = sorted({_size(manifest.root, scene, modalities) for scene in some})
     frames = scored_frames(sizes, size=recipe.data.image_size, crop=manifest.info.crop)
-    source = f"the largest of {len(some)} of {len(scenes)} scenes of split {split}"
+    source = f"the largest of {len(some)} of {counted(len(scenes), 'scene')} of split {split}"
     to_learn = sum(scene.split == recipe.data.train_split for scene in manifest.scenes)
     return Target(recipe, classes or len(manifest.info.classes), frames, source, to_learn or None)
 
 
 def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | None) -> Frames:
-    """What scoring makes of scenes of several sizes: the most pixels of each kind, of whichever scene.
+    """The frames of scoring for scenes of several sizes: the most pixels of each kind, over all scenes.
 
     Args:
         sizes: (height, width) of scenes.
         size: ``data.image_size``.
-        crop: the data set's; with one, the published part and the whole frame are seen.
+        crop: the data set's; with one, both the published part and the whole frame are scored.
     """
     modality = Modality(name="any", kind="rgb")
     whole, published = [], []
     for height, width in sizes:
-        # The arithmetic of sizes is the transforms' own: they show it on a frame of zeros.
+        # The transforms themselves compute the sizes, on a frame of zeros.
         sample = Sample({modality.name: np.zeros((height, width, 3), np.uint8)}, None)
         whole.append(transforms.for_prediction(sample, modalities=[modality], size=size).size)
         published.append(transforms.for_scoring(sample, modalities=[modality], size=size, crop=crop).size)
@@ -151,7 +152,7 @@ def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | N
 
 
 def _size(root: Path, scene: Scene, modalities: Sequence[Modality]) -> tuple[int, int]:
-    """A scene's height and width, from its headers: sensors may be of other resolutions."""
+    """A scene's height and width, from its headers; its sensors may have different resolutions."""
     known = [modality for modality in modalities if modality.name in scene.files]
     if not known:
         raise DataError(f"scene {scene.id}: has none of the recipe's modalities (it has: {', '.join(scene.files)})")
@@ -172,7 +173,7 @@ def _most(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 def _refuse_count(modalities: int | None) -> None:
     if modalities is not None:
         raise UsageError(
-            f"--modalities {modalities}: the recipe's data set tells which there are; leave it out, or choose some "
+            f"--modalities {modalities}: the recipe's data set defines them; leave it out, or choose some "
             "with --set data.modalities=[A,B]"
         )
 
@@ -180,11 +181,11 @@ def _refuse_count(modalities: int | None) -> None:
 CELL = 32
 """Side in pixels of the blocks of one class."""
 IGNORED = 0.05
-"""Share of the blocks that count nowhere."""
+"""Share of the blocks that are ignored."""
 
 
 def made_up_dataset(recipe: Recipe, *, classes: int) -> DatasetInfo:
-    """A data set with a recipe's modalities and ``classes`` classes; nothing is on disk."""
+    """A data set with a recipe's modalities and ``classes`` classes, without files."""
     assert recipe.data.modalities != (ALL,)
     return DatasetInfo(
         name="made-up",
@@ -197,13 +198,13 @@ def made_up_dataset(recipe: Recipe, *, classes: int) -> DatasetInfo:
 
 
 def made_up_batch(recipe: Recipe, *, classes: int, seed: int = 0, device: torch.device | str = "cpu") -> Batch:
-    """One training batch of a recipe's size: noise, with labels in blocks.
+    """A random training batch of a recipe's size, with labels in blocks.
 
     Args:
-        recipe: says how many scenes, modalities and pixels.
+        recipe: has the number of scenes, modalities and pixels.
         classes: of the labels; a few blocks are ignored.
-        seed: of everything.
-        device: where it is wanted.
+        seed: of all values.
+        device: of the batch.
     """
     import torch
 
@@ -218,8 +219,14 @@ def made_up_batch(recipe: Recipe, *, classes: int, seed: int = 0, device: torch.
     return Batch(frames, label, ()).to(device)
 
 
+def of_demo() -> dict[str, Any]:
+    """Backbone, size and batch of the recipe ``demo``, which any machine can measure in seconds."""
+    demo = recipes.load("demo")
+    return {"backbone": demo.model.backbone, "size": demo.data.image_size, "batch": demo.train.batch}
+
+
 OPEN = 5.0
-"""An object score: random weights would close some gates, and a gated frame teaches nothing."""
+"""An object score that keeps all gates open: random weights would close some, and a gated frame trains nothing."""
 
 
 @dataclass(frozen=True)
@@ -231,9 +238,9 @@ class Workload:
         backbone: one of ``memorysam_cli.recipe.BACKBONES``.
         modalities: M.
         size: side of the images in pixels.
-        batch: scenes at once.
+        batch: scenes per batch.
         classes: K.
-        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``; of our way, the plain one is float32.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``; of our implementation; the plain one is float32.
         saver: the memory saver of training: ``auto``, ``on`` or ``off``.
         compile: compile the encoder's blocks.
     """
@@ -249,10 +256,10 @@ class Workload:
     compile: bool = False
 
     def recipe(self) -> Recipe:
-        """The recipe of the paper with all of this in it.
+        """The paper's recipe with these values.
 
         Raises:
-            UsageError: no such backbone, or an impossible size.
+            UsageError: unknown backbone, or an impossible size.
         """
         names = ", ".join(f"sensor-{number + 1}" for number in range(self.modalities))
         compiled = str(self.compile).lower()
@@ -266,7 +273,7 @@ class Workload:
         )  # fmt: skip
 
     def network(self, recipe: Recipe) -> Segmenter:
-        """The network on random weights, with its gates open."""
+        """The network with random weights and open gates."""
         import torch
 
         from memorysam_cli.model.weights import build_for_measuring
@@ -277,7 +284,7 @@ class Workload:
         return network
 
     def levers(self) -> str:
-        """What makes the work smaller, in the command's own options: those that are not pulled yet."""
+        """Options of the command that need less memory and are not used yet."""
         ways = [
             *["--saver on"] * (self.task == "train" and self.saver != "on"),
             *["--precision bf16"] * (self.precision in {"fp32", "tf32"}),
@@ -287,8 +294,8 @@ class Workload:
         return f"try {', '.join([*ways, 'a smaller --size'])}{', or a smaller --backbone' * (self.backbone != 'nano')}"
 
     def __str__(self) -> str:
-        """One line for people."""
+        """A line for the user."""
         return (
-            f"{self.task} {self.backbone}, {self.size}×{self.size} pixels, {self.modalities} modalities, "
+            f"{self.task} {self.backbone}, {self.size}×{self.size} pixels, {counted(self.modalities, 'modality')}, "
             f"batch {self.batch}, {self.precision}{', compiled' * self.compile}"
         )

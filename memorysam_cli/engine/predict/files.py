@@ -1,10 +1,9 @@
 """The files of a prediction, their names, and how they are written and removed.
 
-A folder of predictions holds ``masks/<scene id>.png`` (and ``color``, ``overlay``, ``confidence``, ``probabilities``
-where requested),
-``classes.json``, the ledger ``predictions.jsonl`` with one line per scene, and, written last, ``_SUCCESS.json``. Until
-then what is done is noted below ``.parts``; see :mod:`~memorysam_cli.engine.predict.parts`. A scene's files, and its
-line in the ledger, are a pure function of the scene and what was decided.
+A prediction folder has ``masks/<scene id>.png`` (and ``color``, ``overlay``, ``confidence``, ``probabilities`` if
+requested), ``classes.json``, the ledger ``predictions.jsonl`` with one line per scene, and, written last,
+``_SUCCESS.json``. Until then, progress is recorded below ``.parts``; see :mod:`~memorysam_cli.engine.predict.parts`. A
+scene's files and its line in the ledger are a pure function of the scene and the job.
 """
 
 from __future__ import annotations
@@ -39,26 +38,27 @@ SUCCESS = "_SUCCESS.json"
 LEGEND = "legend.png"
 MASKS = "masks"
 EXTRAS = ("color", "overlay", "confidence", "probabilities")
-"""What can be written beside the masks, each in a tree of its own."""
+"""Extra outputs besides the masks, each in a folder of its own."""
 SUFFIXES = {"probabilities": ".npz"}
-"""Of the trees whose files are no PNG."""
+"""Suffixes of the extra outputs that are not PNG."""
 PARTS = ".parts"
-"""The folder of what shards have done; there only until the last of them is."""
+"""The folder for the progress of parts; it exists only until the last part is done."""
 
 FOREIGN = "is not empty and holds no predictions; give another folder, or --overwrite"
-"""Why such a folder is left alone."""
+"""Why a foreign folder is left alone."""
 
 LedgerLine = dict[str, Any]
-"""Of the ledger: ``id``, ``status`` and more."""
+"""A line of the ledger: ``id``, ``status`` and more."""
 
 KEY_PX = 480
-"""Width of the legend."""
+"""Width of the legend in pixels."""
 SMALL_PX = 480
-"""Overlays of smaller scenes are enlarged to about this by a whole number: their legend must not dwarf them."""
+"""Overlays of smaller scenes are enlarged to about this size by an integer factor, so that the legend is not too
+large."""
 
 
 def refuse_collisions(scenes: Sequence[Scene]) -> None:
-    """Refuse scenes whose outputs would meet in one file, also on a file system that ignores case.
+    """Refuse scenes whose outputs would be the same file, also on a file system that ignores case.
 
     Raises:
         DataError: as :func:`~memorysam_cli.data.listing.refuse_collisions`.
@@ -67,14 +67,14 @@ def refuse_collisions(scenes: Sequence[Scene]) -> None:
 
 
 def refuse_out(out: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output folder that cannot be one; it need not exist yet.
+    """Refuse an unusable output folder; it may not exist yet.
 
     Args:
-        out: what files will be written to.
-        overwrite: it may hold what is no prediction.
+        out: the output folder.
+        overwrite: it may contain files that are not a prediction.
 
     Raises:
-        UsageError: it is a file, or holds what is no prediction.
+        UsageError: it is a file, or contains something that is not a prediction.
         EnvironmentFault: nothing can be written there.
     """
     if out.exists() and not out.is_dir():
@@ -85,10 +85,10 @@ def refuse_out(out: Path, *, overwrite: bool = False) -> None:
 
 
 def is_foreign(out: Path) -> bool:
-    """Whether a folder holds something, and no prediction.
+    """Whether a folder contains something, but no prediction.
 
-    One look: what another shard makes meanwhile is not taken for somebody else's. Weights that are refused leave no
-    more than a lock's files in an otherwise untouched folder.
+    The folder is listed once, so that files which another shard creates meanwhile are not mistaken for foreign ones. A
+    lock's files alone do not count: refused weights leave them in an otherwise untouched folder.
     """
     names = {entry.name for entry in out.iterdir()} - {*lock.NAMES, lock.FAULTS} if out.is_dir() else set()
     return bool(names) and not names & {LEDGER, PARTS}
@@ -96,34 +96,34 @@ def is_foreign(out: Path) -> bool:
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Where and how scenes are written; several threads, processes and machines may do so at once."""
+    """Where and how to write scenes. Several threads, processes and machines may do so at the same time."""
 
     out: Path
     root: Path
-    """What the scenes' paths are relative to."""
+    """The folder to which the scenes' paths are relative."""
     info: DatasetInfo
     """Classes and palette."""
     modalities: tuple[Modality, ...]
-    """Those that the model may be shown, in the order of its memory."""
+    """The modalities that the model may see, in the order of its memory."""
     extras: tuple[str, ...] = ()
-    """Of :data:`EXTRAS`."""
+    """Extra outputs, from :data:`EXTRAS`."""
     wanted: Wanted = PLAIN
-    """What is decided of each pixel beside the extras' pictures."""
+    """What is computed for each pixel, besides the extra outputs."""
 
     def write(self, scene: Scene, decision: Decision, *, modalities: Sequence[str]) -> LedgerLine:
-        """Write a scene's files, each all or nothing; what was written goes away again if one of them fails.
+        """Write a scene's files, all or nothing: if one fails, the others are removed.
 
         Args:
-            scene: what was segmented.
+            scene: the segmented scene.
             decision: at the scene's own size.
-            modalities: those that were seen.
+            modalities: the modalities that the network saw.
 
         Returns:
             The scene's line for the ledger.
 
         Raises:
             EnvironmentFault: a file cannot be written.
-            DataError: the picture under an overlay cannot be read any more.
+            DataError: the picture under an overlay can no longer be read.
         """
         mask, sureness, probabilities = decision.arrays()
         decided = {"confidence": sureness, "probabilities": probabilities}
@@ -132,7 +132,7 @@ class SceneFiles:
             files["mask"] = self._save(MASKS, scene, mask)
             for extra in self.extras:
                 values = decided[extra] if extra in decided else self._picture(extra, scene, modalities, mask=mask)
-                assert values is not None  # what is wanted was decided
+                assert values is not None  # it was computed if requested
                 files[extra] = self._save(extra, scene, values)
         except BaseException:
             remove(self.out, files)
@@ -153,35 +153,35 @@ class SceneFiles:
         }
 
     def left_out(self, scene: Scene, error: DataError) -> LedgerLine:
-        """The line of a scene that cannot be read: ``missing`` where a file is not there any more, else ``failed``."""
+        """The line of an unreadable scene: ``missing`` if a file no longer exists, else ``failed``."""
         wanted = [path for each in self.modalities for path in scene.files.get(each.name, ())]
         status = "failed" if all((self.root / path).exists() for path in wanted) else "missing"
         inputs = {name: list(paths) for name, paths in scene.files.items()}
         return {"id": scene.id, "status": status, "error": str(error), "inputs": inputs}
 
     def paths(self, scene: Scene) -> dict[str, str]:
-        """A scene's files in the output folder, as its line has them: by ``mask`` and the extras' names."""
+        """A scene's files in the output folder, as in its line: by ``mask`` and the names of the extra outputs."""
         trees = {"mask": MASKS, **{extra: extra for extra in self.extras}}
         return {key: file_of(tree, scene.id) for key, tree in trees.items()}
 
     def present(self, scene: Scene) -> list[str]:
-        """Those of a scene's files that are there: regular files that are not empty."""
+        """The files of a scene that exist: regular files that are not empty."""
         return [path for path in self.paths(scene).values() if _is_filled(self.out / path)]
 
     def is_done(self, scene: Scene, line: LedgerLine, *, may_be_gone: bool = False) -> bool:
-        """Whether a line is what :meth:`write` would say of a scene, its files are there and its inputs unchanged.
+        """Whether a line is what :meth:`write` would return, the scene's files exist and its inputs are unchanged.
 
         Args:
-            scene: what was segmented.
+            scene: the segmented scene.
             line: of a ledger.
-            may_be_gone: inputs that are not there any more count as unchanged.
+            may_be_gone: missing inputs count as unchanged.
         """
         stamp = self.stamp(scene, self._names(scene))
         is_current = line.get("stamp") == stamp if stamp else may_be_gone
         return is_current and self.fits(scene, line) and len(self.present(scene)) == len(self.paths(scene))
 
     def fits(self, scene: Scene, line: LedgerLine) -> bool:
-        """Whether a line is one of this scene's; believes nothing of it that can be known without it."""
+        """Whether a line belongs to this scene; everything that can be known without the line is checked."""
         names = self._names(scene)
         expected = {
             "id": scene.id, "status": "done", **self.paths(scene), "size": line.get("size"), "modalities": names,
@@ -192,22 +192,22 @@ class SceneFiles:
         return line == expected and _add_up(line["size"], line["classes"], unsure, classes=len(self.info.classes))
 
     def _names(self, scene: Scene) -> list[str]:
-        """The modalities that a scene is segmented from."""
+        """The modalities of a scene that the network will see."""
         return [modality.name for modality in self.modalities if modality.name in scene.files]
 
     def stamp(self, scene: Scene, modalities: Sequence[str]) -> str:
-        """A word that is another one when the size or the time of an input is; empty where one is missing."""
+        """A hash that changes with the size or the time of any input; empty if an input is missing."""
         digest = hashlib.sha256()
         try:
             for path in (self.root / path for name in modalities for path in scene.files[name]):
                 facts = path.stat()
                 digest.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
-        except OSError:  # gone since it was read
+        except OSError:  # removed after it was read
             return ""
         return digest.hexdigest()[:16]
 
     def _save(self, tree: str, scene: Scene, values: NDArray[Any]) -> str:
-        """Write a PNG, or probabilities with the classes' names; returns its path in the output folder."""
+        """Write a PNG, or probabilities with the classes' names; returns the path in the output folder."""
         path = file_of(tree, scene.id)
         if tree == "probabilities":
             images.write_npz(self.out / path, {"classes": np.array(self.info.classes), "probabilities": values})
@@ -228,12 +228,12 @@ class SceneFiles:
         """A mask's colors over a scene's RGB picture, or over that of its first modality: (H, W, 3).
 
         Args:
-            scene: what was segmented.
-            modalities: those that were seen.
+            scene: the segmented scene.
+            modalities: the modalities that the network saw.
             mask: (H, W), at the scene's own size.
 
         Raises:
-            DataError: the picture cannot be read any more.
+            DataError: the picture can no longer be read.
         """
         present = [modality for modality in self.modalities if modality.name in modalities]
         shown = next((modality for modality in present if modality.kind == "rgb"), present[0])
@@ -243,19 +243,19 @@ class SceneFiles:
 
 
 def is_left_out(line: LedgerLine) -> bool:
-    """Whether a line says why a scene could not be read."""
+    """Whether a line states why a scene could not be read."""
     return line.get("status") in {"failed", "missing"} and isinstance(line.get("error"), str)
 
 
 def clear_earlier(out: Path, info: DatasetInfo) -> None:
-    """Remove what an earlier prediction wrote, so that none of its masks passes for a new one, and name the classes.
+    """Remove the files of an earlier prediction, so that no old mask is mistaken for a new one, and write the classes.
 
     Args:
         out: the output folder, locked by the caller.
         info: classes and palette.
     """
     (out / SUCCESS).unlink(missing_ok=True)
-    (out / LEGEND).unlink(missing_ok=True)  # of other classes, perhaps
+    (out / LEGEND).unlink(missing_ok=True)  # perhaps for other classes
     count = clear(out / LEDGER, out)
     if count:
         console.note(f"{out}: replaces the predictions of an earlier run ({counted(count, 'scene')})")
@@ -263,7 +263,7 @@ def clear_earlier(out: Path, info: DatasetInfo) -> None:
 
 
 def clear(ledger: Path, out: Path) -> int:
-    """Remove the files that a ledger names, and then the ledger; returns how many lines it had."""
+    """Remove the files in a ledger, and then the ledger; returns its number of lines."""
     count = 0
     for count, line in enumerate(lines(ledger), 1):  # noqa: B007
         remove(out, line)
@@ -272,7 +272,7 @@ def clear(ledger: Path, out: Path) -> int:
 
 
 def lines(ledger: Path) -> Iterator[LedgerLine]:
-    """The lines of a ledger that are objects; what else somebody wrote there is passed over."""
+    """The lines of a ledger that are JSON objects; other lines are skipped."""
     if not ledger.is_file():
         return
     with atomic.faults(ledger), ledger.open("rb") as stream:
@@ -284,11 +284,11 @@ def lines(ledger: Path) -> Iterator[LedgerLine]:
 
 
 def remove(out: Path, line: LedgerLine) -> None:
-    """Remove the files that a line of a ledger names; whatever else it says, nothing outside of the trees is touched.
+    """Remove the files in a line of a ledger. Nothing outside the output trees is touched, whatever the line contains.
 
     Args:
-        out: the folder of the predictions.
-        line: its key ``mask`` and those of :data:`EXTRAS` count.
+        out: the prediction folder.
+        line: its keys ``mask`` and those of :data:`EXTRAS` are used.
     """
     for key in ("mask", *EXTRAS):
         path = PurePosixPath(str(line.get(key, "")))
@@ -297,14 +297,14 @@ def remove(out: Path, line: LedgerLine) -> None:
 
 
 def remove_file(path: Path, *, tree: Path) -> None:
-    """Remove a file of a tree, if it is there; not through a link that leads out of the tree, and no folder.
+    """Remove a file of a tree, if it exists; never a folder, and never through a link that leads out of the tree.
 
     Raises:
-        EnvironmentFault: it is there and cannot be removed.
+        EnvironmentFault: it exists and cannot be removed.
     """
     try:
         is_ours = not stat.S_ISDIR(path.lstat().st_mode) and path.parent.resolve().is_relative_to(tree.resolve())
-    except (OSError, ValueError):  # not there, or a name that no file can have
+    except (OSError, ValueError):  # missing, or not a valid file name
         return
     if is_ours:
         with atomic.faults(path):
@@ -312,10 +312,10 @@ def remove_file(path: Path, *, tree: Path) -> None:
 
 
 def sweep(out: Path) -> int:
-    """Remove the temporaries that killed writers left; returns how many.
+    """Remove temporary files of killed writers; returns their number.
 
     Args:
-        out: the output folder, locked by the caller, of a prediction that nobody works on any more.
+        out: the output folder, locked by the caller, of a prediction that no process works on.
     """
     count = 0
     with atomic.faults(out):
@@ -347,12 +347,13 @@ def write_legend(out: Path, info: DatasetInfo) -> None:
 
 
 def file_of(tree: str, name: str | PurePosixPath) -> str:
-    """A scene's file in a tree, from the output folder."""
+    """A scene's file in a tree, relative to the output folder."""
     return f"{tree}/{PurePosixPath(name)}{SUFFIXES.get(tree, '.png')}"
 
 
 def _is_filled(path: Path) -> bool:
-    """A symlink is none of ours: we rename whole files into place."""
+    """Whether a file is a regular file that is not empty. A symlink is never ours, because we rename whole files into
+    place."""
     with contextlib.suppress(OSError):
         facts = path.lstat()
         return stat.S_ISREG(facts.st_mode) and facts.st_size > 0
@@ -360,7 +361,7 @@ def _is_filled(path: Path) -> bool:
 
 
 def _add_up(size: Any, pixels: Any, unsure: Any, *, classes: int) -> bool:
-    """Whether a line's pixels per class, and those of none, are those of a mask of its size."""
+    """Whether the pixels of all classes, and of none, add up to the mask's size."""
     if not isinstance(size, list) or not isinstance(pixels, dict) or type(unsure) is not int or unsure < 0:
         return False
     numbers = [*size, *pixels.values()]

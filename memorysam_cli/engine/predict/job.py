@@ -1,7 +1,7 @@
-"""A prediction's job: all that decides a byte of its results, taken from what the user typed; and who does it.
+"""The job of a prediction: everything that affects its results, from the user's options; and how it is run.
 
-Loads no weights, and no torch, before :meth:`Job.load`; reads a few scenes only, to compare their values with the
-training's.
+No weights and no torch are loaded before :meth:`Job.load`. Only a few scenes are read, to compare their values with
+those of training.
 """
 
 from __future__ import annotations
@@ -50,46 +50,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Which scenes are segmented with which weights, and how."""
+    """Which scenes to segment with which weights, and how."""
 
     weights: Path
     weights_sha256: str
     card: WeightsCard
     scenes: Sequence[Scene]
     root: Path
-    """What the scenes' paths are relative to."""
+    """The folder to which the scenes' paths are relative."""
     source: str
-    """What the user called the scenes."""
+    """The user's name of the scenes."""
     modalities: tuple[Modality, ...]
-    """Those that the model may be shown, in the order of its memory."""
+    """The modalities that the model may see, in the order of its memory."""
     extras: tuple[str, ...] = ()
-    """Pictures beside the masks, of :data:`~memorysam_cli.engine.predict.files.EXTRAS`."""
+    """Extra pictures besides the masks, from :data:`~memorysam_cli.engine.predict.files.EXTRAS`."""
     view: View = field(default_factory=View)
     batch: int = 4
-    """Scenes that share a forward pass, at most."""
+    """The largest number of scenes in a forward pass."""
     precision: str = "fp32"
     is_compiled: bool = False
     wanted: Wanted = PLAIN
-    """What is decided of each pixel beside the extras' pictures."""
+    """What is computed for each pixel, besides the extra pictures."""
     follows: bool = False
-    """The scenes are those of a folder as they arrive, one by one; ``scenes`` are those that are known so far."""
+    """Whether the scenes arrive in a folder one by one; ``scenes`` are then those that are known so far."""
     aliases: tuple[tuple[str, str], ...] = ()
-    """Modality, and what the files of a followed folder call it."""
+    """Modality → its name in the files of a followed folder."""
     layout: Layout | None = None
-    """Where the files of a followed folder are and how they pair."""
+    """The files of a followed folder and how they pair."""
     is_asked: bool = False
-    """The layout was given for this folder; else it is the one that the weights remember."""
+    """Whether the layout was given for this folder; otherwise it is the one stored in the weights."""
 
     @property
     def stride(self) -> int:
-        """So many consecutive scenes stay together, whoever segments them: other company could change a last bit."""
+        """Number of consecutive scenes that stay together in every way of running, because another batch could change a
+        last bit."""
         return self.inference("cpu").stride
 
     @cached_property
     def marks(self) -> dict[str, Any]:
-        """What must agree for two runs to be the same job, in words for people."""
-        from memorysam_cli.engine import runtime
-
+        """The values that must be equal for two runs to be the same job, with descriptions for users."""
         return {
             "weights": self.weights_sha256,
             "scenes": "as they arrive" if self.follows else _digest(_scene_lines(self.scenes)),
@@ -99,8 +98,8 @@ class Job:
             "--batch": self.batch,
             "--precision": self.precision,
             "--compile": self.is_compiled,
-            "versions": runtime.describe("cpu", self.precision)["versions"],
-            # Left out where they are not wanted: the job is then the one that it was before they could be.
+            "versions": surroundings.versions(),
+            # Left out if not requested, so that jobs of earlier versions stay equal.
             **{key: value for key, value in _decided(self).items() if value is not None},
         }
 
@@ -112,29 +111,29 @@ class Job:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the marks."""
+        """SHA-256 of the marks."""
         return _digest([documents.to_json(self.marks)])
 
     def inference(self, device: torch.device | str, *, workers: int = 0) -> Inference:
-        """How the network looks at the scenes, on a device and with so many workers that read ahead."""
+        """The settings of inference, for a device and a number of worker processes."""
         return Inference(
             self.modalities, self.card.image_size, device, known=self.card.modalities, view=self.view,
             precision=self.precision, batch=self.batch, workers=workers,
         )  # fmt: skip
 
     def files(self, out: Path) -> SceneFiles:
-        """What writes the scenes' files into a folder."""
+        """The writer of the scenes' files into a folder."""
         return SceneFiles(out, self.root, self.card.dataset, self.modalities, self.extras, self.wanted)
 
     def of(self, scenes: Sequence[Scene]) -> Job:
-        """The same job of scenes that are known, as if they had been there from the beginning."""
+        """The same job for known scenes, as if all had existed from the start."""
         return replace(self, scenes=tuple(scenes), follows=False, aliases=(), layout=None, is_asked=False)
 
     def load(self, device: torch.device) -> Segmenter:
         """The network, ready to predict.
 
         Raises:
-            WeightsError: the weights are refused, or the file is another than the one that was planned with.
+            WeightsError: the weights are refused, or the file has changed since the job was planned.
         """
         network = models.load(self.weights, device=device)
         if tensors.sha256(self.weights) != self.weights_sha256:
@@ -144,10 +143,10 @@ class Job:
         return network
 
     def facts(self, devices: Iterable[str]) -> dict[str, Any]:
-        """What is computed with what: the part of a report that no pixel decides.
+        """The part of a report that does not depend on pixels.
 
         Args:
-            devices: names of those that computed it, as of :func:`device_name`, each once.
+            devices: names of the devices that took part, from :func:`device_name`, each once.
         """
         from memorysam_cli.engine import runtime
 
@@ -169,7 +168,7 @@ class Job:
 
 
 def _decided(job: Job) -> dict[str, Any]:
-    """What of the pixels is decided beside their class, and how: three keys of a report."""
+    """What is computed for each pixel besides its class: three keys of a report."""
     needed, kind = job.wanted.thresholds, job.wanted.probabilities
     named = dict(zip(job.card.dataset.classes, needed, strict=True)) if needed else {}
     return {
@@ -180,7 +179,7 @@ def _decided(job: Job) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a report calls a device."""
+    """The name of a device in a report."""
     from memorysam_cli.engine import runtime
 
     return str(runtime.describe(device)["device"])
@@ -191,19 +190,45 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Who does a job, and how carefully; decides no byte of its results."""
+    """How a job is run; does not affect its results."""
 
     device: str = "auto"
     workers: int = 2
-    """Processes (on Ray: threads) that read ahead."""
+    """Number of worker processes that load data (with Ray: threads)."""
     skip_bad: bool = False
-    """List scenes that cannot be read and continue; otherwise the first one ends the work."""
+    """List unreadable scenes and continue; otherwise the first one ends the run."""
     shard: Shard | None = None
     engine: Engine = "local"
     overwrite: bool = False
-    """Begin anew: also in a folder that holds something else, or an unfinished prediction of another job."""
+    """Start over, also in a folder with other files, or with an unfinished prediction of another job."""
     resume: bool = False
-    """Go on or begin; replace no prediction, not even a finished one."""
+    """Continue or start; never replace a prediction, even a finished one."""
+
+    def refuse(self, *, precision: str, follows: bool = False) -> None:
+        """Refuse options that do not fit the machine or each other, before anything is read.
+
+        Args:
+            precision: of the computing.
+            follows: whether scenes are taken from a folder as they arrive.
+
+        Raises:
+            UsageError: the message names the option; or Ray is not installed.
+            EnvironmentFault: the device is missing.
+        """
+        surroundings.refuse_malformed()
+        is_on_ray, is_shared = self.engine == "ray", self.shard is not None or surroundings.world() > 1
+        if follows and (is_on_ray or is_shared):
+            raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+        if not is_on_ray:
+            surroundings.refuse_device(self.device, precision=precision)
+            return
+        if is_shared:
+            raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
+        surroundings.refuse_missing_extra("ray", option="--engine ray")
+        if self.device not in {"auto", "cpu", "cuda"}:
+            raise UsageError(
+                f"--device {self.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU"
+            )
 
 
 def plan(
@@ -227,33 +252,34 @@ def plan(
     unsure: str | None = None,
     follows: bool = False,
 ) -> Job:
-    """Find the scenes, and say what is odd about them.
+    """Find the scenes, and report what is unusual about them.
 
     Args:
         weights: a weights file.
-        scenes: SCENES, if they were given.
-        data: the data root, if one was given; it is looked into where there are no SCENES.
+        scenes: the argument SCENES, if given.
+        data: the data root, if given; used if SCENES is not given.
         split: only this split of a prepared data set.
         modalities: names, if some were chosen.
-        renames: of ``--map``.
-        layout: where the files of these scenes are and how they pair; None: as the weights remember it, if they do.
-        limit: only the first so many scenes.
-        view: how scenes are shown to the network.
-        extras: pictures beside the masks.
-        batch: scenes that share a forward pass, at most.
-        precision: of the computing.
+        renames: from ``--map``.
+        layout: the files of these scenes and how they pair; None: as stored in the weights, if they have it.
+        limit: only the first scenes, up to this number.
+        view: scales, flips and tiles.
+        extras: extra pictures besides the masks.
+        batch: the largest number of scenes in a forward pass.
+        precision: of the computation.
         is_compiled: whether the network's blocks are compiled.
-        strict: refuse scenes whose values are not those that the weights were trained on, instead of a warning.
-        probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
-        thresholds: of ``--threshold``.
-        unsure: of ``--unsure``.
-        follows: the scenes are yet to come.
+        strict: refuse scenes whose values differ from those in training, instead of a warning.
+        probabilities: ``float16`` or ``uint8`` to write the probabilities of all classes.
+        thresholds: from ``--threshold``.
+        unsure: from ``--unsure``.
+        follows: the scenes will arrive later.
 
     Raises:
         WeightsError: the weights are refused.
         UsageError: an unknown modality or class, a wrong ``--map`` or ``--threshold``, or a split of scenes that are
             not prepared.
-        DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file; or ``strict``.
+        DataError: no scenes, an ambiguous tree, scenes whose outputs would be the same file, or different values with
+            ``strict``.
     """
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
@@ -294,10 +320,10 @@ def plan(
 
 
 def remark(job: Job, *, strict: bool) -> None:
-    """Say what is odd about a job's scenes.
+    """Report what is unusual about a job's scenes.
 
     Raises:
-        DataError: their values are not those that the weights were trained on, and ``strict``.
+        DataError: their values differ from those in training, and ``strict``.
     """
     sizes = frame_sizes(job.scenes, root=job.root, modalities=job.modalities)
     for text in (
@@ -314,7 +340,7 @@ def remark(job: Job, *, strict: bool) -> None:
 
 
 def _refuse_following(where: Path, *, split: str | None, dataset: str) -> None:
-    """Refuse what does not grow, or is not a folder.
+    """Refuse to follow a prepared data set or a file.
 
     Raises:
         UsageError: a prepared data set, or a split of one.
@@ -333,13 +359,13 @@ def what_is_wanted(
     unsure: str | None = None,
     probabilities: Share | None = None,
 ) -> Wanted:
-    """What is decided of each pixel.
+    """What is computed for each pixel.
 
     Args:
         classes: of the weights.
-        thresholds: class → the probability that it needs where it wins, from 0 to 1.
-        unsure: a class, by name or number, or 255 (None): what a pixel becomes whose winning class has less.
-        probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
+        thresholds: class → the probability that it needs to win, from 0 to 1.
+        unsure: the value of pixels below it: a class by name or number, or 255 (None).
+        probabilities: ``float16`` or ``uint8`` to write the probabilities of all classes.
 
     Raises:
         UsageError: an unknown class, or a threshold that is not a probability.
@@ -348,7 +374,7 @@ def what_is_wanted(
         if name not in classes:
             hint = did_you_mean(str(name), classes)
             raise UsageError(f"--threshold {name}={share}: the weights know no class '{name}'{hint}")
-        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # NumPy's count, too
+        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # also for NumPy's integers
             raise UsageError(f"--threshold {name}={share}: must be a probability from 0 to 1, such as 0.7")
     if unsure is not None and not thresholds:
         raise UsageError(f"--unsure {unsure}: is for pixels below a threshold; give one with --threshold CLASS=0.7")
@@ -361,7 +387,7 @@ def what_is_wanted(
 
 
 def _number(text: str) -> int:
-    """A whole number, or -1."""
+    """An integer from text, or -1."""
     return int(text) if text.isascii() and text.isdigit() else -1
 
 
@@ -387,10 +413,10 @@ def read_thresholds(texts: Sequence[str], classes: Sequence[str]) -> dict[str, f
 
 
 def _refuse_unknown_sensors(layout: Layout, known: Sequence[str]) -> None:
-    """Patterns are for sensors in use.
+    """Refuse patterns for sensors that are not used.
 
     Raises:
-        UsageError: one is for another.
+        UsageError: there is one.
     """
     for name in layout.modalities:
         if name not in known:
@@ -398,10 +424,10 @@ def _refuse_unknown_sensors(layout: Layout, known: Sequence[str]) -> None:
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
-    """What the user's files call the modalities, from ``--map MODALITY=NAME``.
+    """The user's names of the modalities, from ``--map MODALITY=NAME``.
 
     Raises:
-        UsageError: no ``=``, a modality that is not wanted, one that is mapped twice, or two that share a name.
+        UsageError: no ``=``, an unused modality, one that is mapped twice, or two with the same name.
     """
     aliases: dict[str, str] = {}
     for text in texts or ():
@@ -427,12 +453,12 @@ def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str,
 
 
 def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality]) -> list[str]:
-    """What can be read and yet may not be what the weights were trained on; looks at the first scene's headers.
+    """Differences from training that can be seen in the first scene's headers.
 
     Args:
-        scenes: what is to be segmented.
-        root: what the scenes' paths are relative to.
-        modalities: those that the model may be shown.
+        scenes: the scenes to segment.
+        root: the folder to which the scenes' paths are relative.
+        modalities: the modalities that the model may see.
     """
     notes = []
     first = next((scene for scene in scenes if all(each.name in scene.files for each in modalities)), None)
@@ -442,7 +468,7 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
         path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
         if modality.kind != "hha" or path is None:
             continue
-        with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+        with contextlib.suppress(DataError):  # reading the scene reports the problem
             if images.header(root / path).channels == 1:
                 notes.append(
                     f"{path}: has one channel, and the weights' '{modality.name}' is depth encoded as HHA, which has "
@@ -452,8 +478,8 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
 
 
 def _resampling(scene: Scene, *, root: Path, modalities: Sequence[Modality]) -> list[str]:
-    """A line on each sensor of a scene whose resolution is not the mask's."""
-    with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+    """A line for each sensor of a scene whose resolution differs from the mask's."""
+    with contextlib.suppress(DataError):  # reading the scene reports the problem
         sizes = {each.name: images.shape(root / scene.files[each.name][0])[:2] for each in modalities}
         frame = decode.frame_size(sizes, kinds={each.name: each.kind for each in modalities}, label=None)
         if frame is not None:
@@ -464,7 +490,7 @@ def _resampling(scene: Scene, *, root: Path, modalities: Sequence[Modality]) -> 
 
 
 def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:
-    """A line per scene: its name, and the files that it is read from."""
+    """A line per scene: its name, and its files."""
     for scene in scenes:
         yield documents.to_json([scene.id, {name: list(paths) for name, paths in sorted(scene.files.items())}])
 

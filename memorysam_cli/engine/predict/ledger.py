@@ -1,8 +1,8 @@
-"""The ledger ``predictions.jsonl``: a line per scene, what the lines add up to, and which of them still hold.
+"""The ledger ``predictions.jsonl``: a line per scene, the sums over its lines, and which lines are still valid.
 
-What an earlier attempt left is taken up in whole groups of scenes: a group is done again as a whole, for other company
-could change a last bit. Of a ledger only that is believed which the scenes, the files and the inputs bear out; a line
-is at most a reason to do nothing. At the end the parts' ledgers become one, with proof that the files are what it says.
+An earlier attempt is continued in whole groups of scenes: a group is repeated completely, because another batch could
+change a last bit. A line of a ledger counts only if scenes, files and inputs confirm it; it can only save work. At the
+end the ledgers of all parts are merged and checked against the files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.predict.files import (
@@ -37,17 +36,18 @@ from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.errors import DataError, EnvironmentFault, Laws, check_laws
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 SHOWN_FAILURES = 100
-"""Left-out scenes that a report lists; the ledger has them all."""
+"""Number of left-out scenes in a report; the ledger has all."""
 READ_AHEAD = 2**16
-"""Bytes of a part's ledger that are in memory while it is merged."""
+"""Bytes of a part's ledger that are in memory during the merge."""
 _NOWHERE = -1
 
 
 class Totals:
-    """What the lines of a ledger add up to; as large for a million scenes as for one.
+    """The sums over the lines of a ledger; their size does not depend on the number of scenes.
 
     Args:
         info: classes and palette.
@@ -57,12 +57,12 @@ class Totals:
         self.info = info
         self.done = self.failed = 0
         self.failures: list[dict[str, str]] = []
-        """The first :data:`SHOWN_FAILURES` scenes that were left out: ``id`` and ``error``."""
+        """The first :data:`SHOWN_FAILURES` left-out scenes: ``id`` and ``error``."""
         self.pixels = np.zeros(len(info.classes), np.int64)
         self.unsure = 0
-        """Pixels of no class."""
+        """Pixels without a class."""
         self.area = 0
-        """Pixels of all masks, from their sizes."""
+        """Pixels of all masks, computed from their sizes."""
 
     def add(self, line: LedgerLine) -> None:
         """Count one scene."""
@@ -78,10 +78,10 @@ class Totals:
             self.failures.append({"id": line["id"], "error": line["error"]})
 
     def laws(self) -> Laws:
-        """What must hold of any lines, checked.
+        """The conservation laws of the lines, checked.
 
         Raises:
-            LawBroken: it does not.
+            LawBroken: a law does not hold.
         """
         left = "pixels of all classes" + " + unsure pixels" * bool(self.unsure)
         counted = int(self.pixels.sum()) + self.unsure
@@ -89,7 +89,7 @@ class Totals:
 
 
 def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
-    """What the lines of ledgers of ours add up to; those of one that is missing are none.
+    """The sums over the lines of our own ledgers; a missing ledger counts as empty.
 
     Args:
         ledgers: the files.
@@ -104,32 +104,32 @@ def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What need not be done again, and what is left to do."""
+    """The scenes that are done, and the scenes that are left."""
 
     count: int
     """Scenes whose lines stay."""
     left: Sequence[Scene]
-    """What is to be done, in whole groups, in order."""
+    """Scenes to do, in whole groups, in order."""
     is_a_beginning: bool
-    """No scene that is kept comes after one that is left: the ledger stays in order as it grows."""
+    """Whether all kept scenes come before all scenes that are left, so that appended lines are in order."""
     reasons: tuple[str, ...] = ()
-    """Why lines that were there do not count, in words."""
+    """Why existing lines do not count, in words."""
 
 
 def survey(
     ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool
 ) -> tuple[Inventory, NDArray[np.int64]]:
-    """See which lines of a ledger still hold; writes nothing.
+    """Find the lines of a ledger that are still valid; writes nothing.
 
     Args:
-        ledger: may be missing, torn, or edited by anybody.
-        job: what is to be done.
+        ledger: may be missing, incomplete, or edited.
+        job: the work.
         out: the output folder.
-        scenes: those that the ledger is about, in whole groups.
-        skip_bad: keep the lines of scenes that still cannot be read; otherwise such scenes are left.
+        scenes: the scenes of this ledger, in whole groups.
+        skip_bad: keep the lines of scenes that still cannot be read; otherwise these scenes are left to do.
 
     Returns:
-        What is kept, and (N,) int64: where in the file the line of each scene begins, -1 for scenes that are left.
+        The inventory, and (N,) int64: the offset of each scene's line in the file, -1 for scenes that are left.
     """
     files, offsets, doubts = job.files(out), np.full(len(scenes), _NOWHERE, np.int64), _Doubts()
     places = {scene.id: place for place, scene in enumerate(scenes)}
@@ -165,7 +165,7 @@ def survey(
 
 
 def scenes_of(ledger: Path) -> list[Scene]:
-    """The scenes that a ledger's lines are about, in its order, with the files that they were read from."""
+    """The scenes of a ledger's lines, in its order, with their input files."""
     found: dict[str, Scene] = {}
     for line in lines(ledger):
         name, files = line.get("id"), line.get("inputs")
@@ -176,7 +176,7 @@ def scenes_of(ledger: Path) -> list[Scene]:
 
 
 def take_up(ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool) -> Inventory:
-    """Make a ledger hold the lines that :func:`survey` keeps, in order, and nothing else; says what is not kept.
+    """Make a ledger contain the lines that :func:`survey` keeps, in order, and nothing else; report the others.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -189,7 +189,7 @@ def take_up(ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_
 
 
 def put_in_order(ledger: Path, scenes: Sequence[Scene]) -> None:
-    """Bring the lines of a complete ledger of ours into the order of the scenes."""
+    """Sort the lines of a complete ledger of ours by the order of the scenes."""
     places = {scene.id: place for place, scene in enumerate(scenes)}
     offsets = np.full(len(scenes), _NOWHERE, np.int64)
     for offset, text in _texts(ledger):
@@ -204,23 +204,27 @@ class _Doubts:
     retried: int = 0
 
     def words(self) -> tuple[str, ...]:
-        """What a user should know of, one sentence for each kind."""
+        """Messages for the user, one sentence for each kind."""
         reasons = []
         if self.foreign:
-            reasons.append(f"{self.foreign:,} lines are none of this prediction's, and are dropped")
+            reasons.append(
+                f"{counted(self.foreign, 'line', 'does')} not belong to this prediction, and will be dropped"
+            )
         if self.stale:
             reasons.append(
-                f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "
-                "done again"
+                f"{counted(self.stale, 'scene', 'is')} done again: inputs have changed, files are gone, or lines were "
+                "edited"
             )
         if self.retried:
-            reasons.append(f"{self.retried:,} scenes that were left out are tried again")
+            reasons.append(f"{counted(self.retried, 'scene', 'is')} tried again after being left out")
         return tuple(reasons)
 
 
 def _read_again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[LedgerLine]:
-    """What their lines would say now of scenes that could not be read; of those that can be, nothing."""
+    """The current lines of scenes that could not be read; None for scenes that can now be read."""
     files = job.files(out)
+    from memorysam_cli.data.loader import unlabeled_scenes  # here, for it needs torch
+
     source = unlabeled_scenes(
         job.root, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
     )  # fmt: skip
@@ -229,7 +233,7 @@ def _read_again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[Ledger
 
 
 def _parsed(text: bytes) -> LedgerLine:
-    """A line as we write them, else one that says nothing."""
+    """A line as we write them; an empty one for any other text."""
     try:
         line = json.loads(text)
         is_ours = isinstance(line, dict) and text == documents.to_json(line).encode() + b"\n"
@@ -239,19 +243,19 @@ def _parsed(text: bytes) -> LedgerLine:
 
 
 def _texts(ledger: Path) -> Iterator[tuple[int, bytes]]:
-    """Each whole line of a file and where it begins; of a file that is missing nothing."""
+    """Each whole line of a file with its offset; nothing for a missing file."""
     if not ledger.is_file():
         return
     offset = 0
     with atomic.faults(ledger), ledger.open("rb") as stream:
         for text in stream:
-            if text.endswith(b"\n"):  # else a kill has torn it
+            if text.endswith(b"\n"):  # otherwise a kill left it incomplete
                 yield offset, text
             offset += len(text)
 
 
 def _at(ledger: Path, offsets: NDArray[np.int64]) -> Iterator[bytes]:
-    """The lines that begin there, in this order."""
+    """The lines at these offsets, in this order."""
     if not len(offsets):
         return
     with atomic.faults(ledger), ledger.open("rb") as stream:
@@ -262,7 +266,7 @@ def _at(ledger: Path, offsets: NDArray[np.int64]) -> Iterator[bytes]:
 
 
 def _rewrite(ledger: Path, offsets: NDArray[np.int64]) -> None:
-    """Let only the lines that begin there stay, in this order; a file that is so already is not touched."""
+    """Keep only the lines at these offsets, in this order; a file that is already so is not touched."""
     size = ledger.stat().st_size if ledger.is_file() else _NOWHERE
     if size == sum(map(len, _at(ledger, offsets))) and (np.diff(offsets) > 0).all():
         return
@@ -271,35 +275,35 @@ def _rewrite(ledger: Path, offsets: NDArray[np.int64]) -> None:
 
 @dataclass
 class Trees:
-    """What the trees hold of a job's files, counted at its end."""
+    """The number of a job's files in the output trees, counted at the end."""
 
     present: int = 0
-    """Files that are there under names that the job's scenes have."""
+    """Existing files with names of the job's scenes."""
     named: int = 0
-    """Files that the ledger names."""
+    """Files named in the ledger."""
 
 
 def finish(
     out: Path, totals: Totals, trees: Trees, facts: dict[str, Any], *, scenes: int, extras: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Write ``_SUCCESS.json``, once every scene is either done, with its files there, or listed as left out.
+    """Write ``_SUCCESS.json``, after checking that every scene is done, with its files, or listed as left out.
 
     Args:
-        out: the folder of the predictions; its ledger is durable.
+        out: the prediction folder; its ledger is synced.
         totals: of its ledger.
-        trees: the files, counted.
-        facts: what was computed with what.
-        scenes: how many there were.
-        extras: the trees beside the masks.
+        trees: the counted files.
+        facts: the settings of the computation.
+        scenes: the number of scenes.
+        extras: the extra outputs besides the masks.
 
     Returns:
-        Its content, and that of ``memorysam predict --json``: ``schema_version``, ``facts``, ``scenes`` = ``done``
-        + ``failed``, ``failures`` (the first ones' ``id`` and ``error``), ``classes`` (with predicted ``pixels``),
-        ``laws``, and the paths ``out``, ``trees``, ``ledger``, ``success``.
+        Its content, which is also that of ``memorysam predict --json``: ``schema_version``, ``facts``, ``scenes`` =
+        ``done`` + ``failed``, ``failures`` (``id`` and ``error`` of the first ones), ``classes`` (with predicted
+        ``pixels``), ``laws``, and the paths ``out``, ``trees``, ``ledger``, ``success``.
 
     Raises:
         DataError: no scene could be read.
-        LawBroken: what came in is not what went out.
+        LawBroken: a sum is wrong.
     """
     checked = check_laws(
         {
@@ -308,7 +312,7 @@ def finish(
         }
     )
     if not totals.done:
-        raise DataError(f"none of {scenes} scenes could be read; the first: {totals.failures[0]['error']}")
+        raise DataError(f"no scene of {scenes} could be read; the first: {totals.failures[0]['error']}")
     report = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -337,17 +341,17 @@ def counts(totals: Totals) -> dict[str, Any]:
 
 
 def merge(out: Path, job: Job, ledgers: Sequence[Path], *, devices: Iterable[str]) -> None:
-    """Make one prediction of all its parts: one ledger in the scenes' order, and ``_SUCCESS.json``.
+    """Merge all parts into one prediction: one ledger in the scenes' order, and ``_SUCCESS.json``.
 
     Args:
         out: the output folder, locked by the caller.
         job: of all parts.
-        ledgers: of the parts, each of which is done.
-        devices: that computed it, each once.
+        ledgers: of the parts, all of which are done.
+        devices: the devices that took part, each once.
 
     Raises:
         DataError: a part's ledger is damaged, or no scene of any part could be read.
-        EnvironmentFault: a file that a ledger names is gone.
+        EnvironmentFault: a file named in a ledger is missing.
     """
     sweep(out)
     totals, trees = Totals(job.card.dataset), Trees()
@@ -356,11 +360,11 @@ def merge(out: Path, job: Job, ledgers: Sequence[Path], *, devices: Iterable[str
 
 
 def _merged_lines(out: Path, job: Job, ledgers: Sequence[Path], totals: Totals, trees: Trees) -> Iterator[bytes]:
-    """The lines of all parts' ledgers as they are, in the order of the scenes; each is counted, and its files are.
+    """The lines of all parts' ledgers, unchanged, in the order of the scenes; lines and files are counted.
 
     Raises:
-        DataError: a line is not where it should be.
-        EnvironmentFault: a file that a line names is gone.
+        DataError: a line is not in its place.
+        EnvironmentFault: a file named in a line is missing.
     """
     scene_files = job.files(out)
     readers = [_LedgerReader(path) for path in ledgers]
@@ -377,7 +381,7 @@ def _merged_lines(out: Path, job: Job, ledgers: Sequence[Path], totals: Totals, 
                 )
             totals.add(line)
             named = list(scene_files.paths(scene).values()) if line["status"] == "done" else []
-            if not named:  # a kill may have left files of a scene that could not be read in the end
+            if not named:  # a kill may have left files of a scene that finally could not be read
                 remove(out, scene_files.paths(scene))
             present = scene_files.present(scene)
             for path in named:
@@ -399,7 +403,7 @@ def _line_of(scene: Scene, text: bytes, scene_files: SceneFiles) -> LedgerLine |
 
 
 class _LedgerReader:
-    """A ledger that is read piece by piece: thousands of them cannot all be open."""
+    """Reads a ledger piece by piece, because thousands of them cannot all be open."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._offset = path, 0
@@ -416,10 +420,12 @@ class _LedgerReader:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Say on stdout what was done and where it is."""
-    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
+    """Print the result and where it is."""
+    console.say(f"{report['done']} of {counted(report['scenes'], 'scene')}, {', '.join(report['modalities'])}")
     for name, tree in report["trees"].items():
         console.say(f"{name:<10}  {tree}")
     console.say(f"{'list':<10}  {report['ledger']}")
     if report.get("parts_missing"):
-        console.say(f"{'missing':<10}  {report['parts_missing']} of {report['parts']} parts; the last one merges all")
+        console.say(
+            f"{'missing':<10}  {report['parts_missing']} of {counted(report['parts'], 'part')}; the last one merges all"
+        )

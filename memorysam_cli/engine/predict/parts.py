@@ -1,10 +1,10 @@
-"""What an output folder holds, what is wanted of it, and what follows: one table, and one place that acts on it.
+"""The state of an output folder, the user's wish, and the resulting action: one table, and the code that acts on it.
 
-A prediction is made in parts, by shards or by the processes of one run, at once or in any order; a run by one process
-has one part. Each part takes whole groups of scenes in turn, writes their files into the common trees, and keeps a
-ledger of its own in ``.parts/<index>-of-<count>/``; a part that was killed is resumed from it. The last part to be done
-merges all. A run without shards holds the folder's lock while it works; of several parts each holds it for moments, to
-begin and to merge, and that of its own part's folder while it works.
+A prediction consists of parts, which shards or the processes of one run compute, at the same time or in any order. A
+run of one process has one part. Each part takes whole groups of scenes in turn, writes their files into the common
+trees, and has its own ledger in ``.parts/<index>-of-<count>/``, from which it continues after a kill. The last part to
+finish merges all. A run without shards holds the folder's lock while it works. Each of several parts holds it only for
+moments, to start and to merge, and the lock of its own part's folder while it works.
 """
 
 from __future__ import annotations
@@ -22,50 +22,51 @@ from typing import Any, Literal, Self
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.predict import files
 from memorysam_cli.engine.predict.files import EXTRAS, LEDGER, MASKS, PARTS, SUCCESS
-from memorysam_cli.engine.predict.job import Job
+from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, scenes_of, survey, totals_of
 from memorysam_cli.engine.surroundings import WHOLE, Shard
 from memorysam_cli.errors import DataError, FolderInUseError, UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
+from memorysam_cli.text import counted
 
 JOB, DONE, DEVICES, NAMES = "job.json", "done.json", "devices.json", "names.jsonl"
 PATIENCE_S, SHORT_PATIENCE_S = 3600.0, 5.0
-"""How long to wait for the folder's lock: other shards hold it for moments, a run without shards until it ends."""
+"""Seconds to wait for the folder's lock: other shards hold it for moments, a run without shards until it ends."""
 
 
 @dataclass(frozen=True)
 class Empty:
-    """Nothing, or no more than what a killed run of ours left before it noted its job."""
+    """Nothing, or only files of a run that was killed before it recorded its job."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """Something else."""
+    """Files that are not a prediction."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A prediction that is not finished."""
+    """An unfinished prediction."""
 
     parts: int
-    """How many it has."""
+    """Number of its parts."""
     differences: tuple[str, ...] = ()
-    """In what it is another one than what is wanted, in words."""
+    """Differences from the requested prediction, in words."""
     parts_done: int = 0
-    """Counted only where another number is wanted."""
+    """Number of parts done; counted only if another number of parts is requested."""
     scenes_done: int = 0
-    """By a run without shards; counted only where another prediction is wanted."""
+    """Number of scenes done by a run without shards; counted only if another prediction is requested."""
 
 
 @dataclass(frozen=True)
 class Complete:
-    """A prediction that is finished."""
+    """A finished prediction."""
 
     report: dict[str, Any]
-    """The content of ``_SUCCESS.json``; empty where somebody damaged it."""
+    """The content of ``_SUCCESS.json``; empty if it is damaged."""
     is_wanted: bool
-    """It is the one that is wanted."""
+    """Whether it is the requested prediction."""
 
 
 FolderState = Empty | Foreign | Begun | Complete
@@ -73,7 +74,7 @@ FolderState = Empty | Foreign | Begun | Complete
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted of a folder."""
+    """The user's request for a folder."""
 
     shard: Shard = WHOLE
     is_alone: bool = True
@@ -81,13 +82,22 @@ class Wish:
     overwrite: bool = False
     resume: bool = False
     skip_bad: bool = False
-    """Scenes that cannot be read may stay left out; otherwise they are tried again."""
+    """Unreadable scenes may stay left out; otherwise they are tried again."""
     run_shards: tuple[Shard, ...] = (WHOLE,)
-    """Of all processes of this run, which one of them reports on."""
+    """The shards of all processes of this run; one of these processes reports the result of all."""
+
+    @classmethod
+    def of(cls, options: RunOptions, *, rank: int = 0, world: int = 1) -> Self:
+        """The request of one of ``world`` processes: each is a shard of the requested shard."""
+        run_shards = tuple((options.shard or WHOLE).divided(each, world) for each in range(world))
+        return cls(
+            run_shards[rank], is_alone=options.shard is None and world == 1, overwrite=options.overwrite,
+            resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,
+        )  # fmt: skip
 
 
 class Action(Enum):
-    """What is done with a folder."""
+    """What to do with a folder."""
 
     BEGIN = "remove what other predictions left there, and begin"
     RESUME = "do what is left of this part"
@@ -111,14 +121,14 @@ TABLE: dict[Row, tuple[Action, ...]] = {
     "complete": (_O, _O, _B, _A, _A, _A),
     "complete, another": (_B, _X, _B, _B, _X, _B),
 }
-"""What is done, by what the folder holds and what is wanted; docs/many-scenes.md has it in words."""
+"""The action for each state of the folder and each request; docs/many-scenes.md explains it."""
 
 
 def decide(out: Path, state: FolderState, wish: Wish) -> Action:
-    """What is done with a folder that holds ``state``.
+    """What to do with a folder in this ``state``.
 
     Raises:
-        UsageError: nothing; says what is there, and what can be done.
+        UsageError: nothing can be done; the message names the content and the alternatives.
     """
     column = (0 if wish.is_alone else 3) + (2 if wish.overwrite else 1 if wish.resume else 0)
     action = TABLE[_row(state)][column]
@@ -143,17 +153,17 @@ def _row(state: FolderState) -> Row:
 
 
 def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
-    """Why nothing is done."""
+    """The message for a refused folder."""
     match state:
         case Begun(parts=parts, parts_done=done) if wish.is_alone and parts != 1:
             return (
-                f"--out {out}: {done} of {parts} parts of a prediction in shards are done there; finish it that way, "
+                f"--out {out}: holds {done} of {counted(parts, 'part')} of a prediction in shards; finish it that way, "
                 "give another folder, or start over with --overwrite"
             )
         case Begun(differences=differences, scenes_done=count) if wish.is_alone:
             return (
-                f"--out {out}: {count:,} scenes of another prediction ({', '.join(differences)}) are done there, and "
-                "it is not finished; finish it with its own command, give another folder, or begin anew with "
+                f"--out {out}: holds {counted(count, 'scene')} of another prediction ({', '.join(differences)}), "
+                "which is not finished; finish it with its own command, give another folder, or start over with "
                 "--overwrite"
             )
         case Begun(differences=differences):
@@ -169,18 +179,32 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
     return f"--out {out}: {files.FOREIGN}"
 
 
+def refuse_others(out: Path, job: Job, wish: Wish) -> None:
+    """Refuse a folder with other contents, as :class:`PredictionFolder` does; needs no torch and writes nothing.
+
+    If another run uses the folder, its lock is reported later.
+
+    Raises:
+        UsageError: as :func:`decide`.
+        EnvironmentFault, DataError: as :func:`look`.
+    """
+    owner = lock.owner(out)
+    if owner is None or owner.lives is False:
+        decide(out, look(out, job, parts=wish.shard.count), wish)
+
+
 def look(out: Path, job: Job, *, parts: int) -> FolderState:
-    """See what a folder holds, for one who wants a job in so many parts; writes nothing.
+    """The state of a folder for a job with this number of parts; writes nothing.
 
     Raises:
         UsageError: it is a file.
         EnvironmentFault: nothing can be written there.
-        DataError: the note of what has begun is damaged.
+        DataError: the record of an unfinished prediction is damaged.
     """
-    files.refuse_out(out, overwrite=True)  # what is foreign is for :func:`decide`
+    files.refuse_out(out, overwrite=True)  # :func:`decide` handles foreign content
     report = _report(out)
     if report is not None and (out / LEDGER).is_file():
-        # A folder that was followed holds the prediction of the scenes that had arrived.
+        # A followed folder has the prediction of the scenes that had arrived.
         wanted = job.of(scenes_of(out / LEDGER)) if job.follows else job
         return Complete(report, is_wanted=report.get("job") == wanted.sha256)
     note = _read_note(out)
@@ -192,7 +216,7 @@ def look(out: Path, job: Job, *, parts: int) -> FolderState:
 
 
 def _report(out: Path) -> dict[str, Any] | None:
-    """The content of ``_SUCCESS.json``; of one that is missing or damaged nothing."""
+    """The content of ``_SUCCESS.json``; empty if it is missing or damaged."""
     path = out / SUCCESS
     if path.is_file():
         with contextlib.suppress(DataError), documents.understood(path):
@@ -205,14 +229,14 @@ def _report(out: Path) -> dict[str, Any] | None:
 
 
 def _read_note(out: Path) -> dict[str, Any] | None:
-    """What the first part wrote down: ``parts``, ``marks``, and ``ready`` once the folder is cleared for them."""
+    """The record that the first part wrote: ``parts``, ``marks``, and ``ready`` once the folder is cleared."""
     path = out / PARTS / JOB
     if not path.is_file():
         return None
     try:
         note = documents.read_json(path)
     except DataError:
-        if not path.is_file():  # merged in this very moment
+        if not path.is_file():  # merged at this moment
             return None
         raise
     if not isinstance(note, dict) or not {"parts", "marks", "ready"} <= note.keys():
@@ -221,8 +245,8 @@ def _read_note(out: Path) -> dict[str, Any] | None:
 
 
 def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
-    """How far what was noted is, and in what it differs from what is wanted."""
-    number = [f"{note['parts']} parts, not {parts}"] if note["parts"] != parts else []
+    """The progress of the recorded prediction, and its differences from the requested one."""
+    number = [f"{counted(note['parts'], 'part')}, not {parts}"] if note["parts"] != parts else []
     noted = note["marks"]
     marks = [f"other {name}" for name in {**job.marks, **noted} if noted.get(name) != job.marks.get(name)]
     is_by_one = note["parts"] == 1 and bool(number or marks)
@@ -237,19 +261,19 @@ def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a prediction; its work is that of one process."""
+    """A part of a prediction: the work of one process."""
 
     out: Path
     shard: Shard
 
     @property
     def folder(self) -> Path:
-        """Below ``.parts``."""
+        """Its folder below ``.parts``."""
         return self.out / PARTS / self.shard.name
 
     @property
     def ledger(self) -> Path:
-        """Its own."""
+        """Its own ledger."""
         return self.folder / LEDGER
 
     @property
@@ -258,11 +282,11 @@ class Part:
         return (self.folder / DONE).is_file()
 
     def note_devices(self, devices: Iterable[str]) -> None:
-        """Note, before its first line, which devices compute it."""
+        """Record, before the first line, the devices that compute it."""
         documents.write_json(self.folder / DEVICES, list(devices))
 
     def devices(self) -> list[str]:
-        """What :meth:`note_devices` noted."""
+        """The devices recorded by :meth:`note_devices`."""
         with contextlib.suppress(DataError):
             names = documents.read_json(self.folder / DEVICES)
             return [str(name) for name in names] if isinstance(names, list) else []
@@ -270,19 +294,19 @@ class Part:
 
 
 class PredictionFolder:
-    """An output folder, and what is wanted of it: entered before any work, then begun and finished.
+    """An output folder and the user's request for it: enter it before any work, then begin and finish a part.
 
-    A context manager, which refuses what :data:`TABLE` refuses before anything is written; a run without shards then
-    holds the folder's lock until its end. Whoever finds another shard in the folder's lock waits for its turn.
+    A context manager. It refuses what :data:`TABLE` refuses before anything is written. A run without shards then holds
+    the folder's lock until its end. A process that finds the lock held by another shard waits for its turn.
 
     Args:
         out: the output folder.
-        job: what is to be done.
-        wish: how.
+        job: the work.
+        wish: the request.
 
     Raises:
-        UsageError: the folder holds what must not be touched.
-        FolderInUseError: another prediction is at work there.
+        UsageError: the folder contains something that must not be changed.
+        FolderInUseError: another prediction is running there.
     """
 
     def __init__(self, out: Path, job: Job, wish: Wish) -> None:
@@ -292,7 +316,7 @@ class PredictionFolder:
 
     def __enter__(self) -> Self:
         state = self._look()
-        # Where a run without shards is at work, another one learns that, and not how far it is.
+        # If a run without shards is running, another one reports only that, not its progress.
         if not self.wish.is_alone or isinstance(state, Foreign) or (isinstance(state, Begun) and state.parts != 1):
             decide(self.out, state, self.wish)
         if self.wish.is_alone:
@@ -305,10 +329,10 @@ class PredictionFolder:
         self._locks.__exit__(kind, error, traceback)
 
     def is_answered(self) -> bool:
-        """Whether all is complete already, and nothing of it has changed: then there is nothing to do but to report.
+        """Whether everything is complete and unchanged, so that only the result is printed.
 
         Raises:
-            UsageError: another run was quicker, see :func:`decide`.
+            UsageError: another run was faster, see :func:`decide`.
         """
         with self._turn():
             action = decide(self.out, self._look(), self.wish)
@@ -320,24 +344,24 @@ class PredictionFolder:
             else:
                 is_answered = action is Action.ANSWER
             if is_answered:
-                _remove_parts(self.out)  # of a merge that was killed at its very end
+                _remove_parts(self.out)  # from a merge that was killed at its end
                 self._say_complete()
             return is_answered
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Part | None]:
-        """Begin a part, or take it up again, and note that it is done where the block ends well.
+        """Begin or continue a part, and record that it is done if the block succeeds.
 
-        The first part of all removes what an earlier prediction wrote. The part's folder is locked while the block
-        runs. Not before: parts that wait for their turn are not at work, and must not keep the first of them from
-        dropping another job's.
+        The first part removes the files of an earlier prediction. The part's folder is locked only within the block:
+        parts that wait for their turn are not running, and must not keep the first of them from dropping another job's
+        parts.
 
         Yields:
-            None if all is complete: then nothing is left to do.
+            None if everything is complete and nothing is left to do.
 
         Raises:
             UsageError: parts of another job, or of another number, have begun there.
-            FolderInUseError: a run without shards, or this very part, is at work there.
+            FolderInUseError: a run without shards, or the same part, is running there.
         """
         with contextlib.ExitStack() as locks:
             with self._turn():
@@ -353,12 +377,12 @@ class PredictionFolder:
                 documents.write_json(self.part.folder / DONE, {"schema_version": 1})
 
     def finish(self) -> None:
-        """Make one prediction of the parts, if all of them are done; a kill at any moment costs only to merge again.
+        """Merge the parts if all of them are done; after a kill at any moment, only the merge is repeated.
 
         Raises:
-            UsageError: the parts there are another prediction's meanwhile.
+            UsageError: the parts now belong to another prediction.
             DataError: a part's ledger is damaged, or no scene of any part could be read.
-            EnvironmentFault: a file that the ledger names is gone.
+            EnvironmentFault: a file named in the ledger is missing.
         """
         with self._turn():
             state = self._look()
@@ -374,15 +398,15 @@ class PredictionFolder:
                 _remove_parts(self.out)
 
     def announce(self, scenes: Iterable[Scene]) -> None:
-        """Note the names that files may have, before the first of them is there, of scenes that have just arrived."""
+        """Record the names of files of newly arrived scenes, before the first file exists."""
         for scene in scenes:
             documents.append_json_line(self.out / PARTS / NAMES, scene.id)
 
     def finish_as(self, job: Job) -> dict[str, Any]:
-        """Make a prediction of what has been done of a followed folder.
+        """Make a prediction of the finished scenes of a followed folder.
 
         Args:
-            job: of exactly the scenes that the part's ledger has, in its order.
+            job: of exactly the scenes in the part's ledger, in its order.
 
         Returns:
             The content of ``_SUCCESS.json``.
@@ -394,7 +418,7 @@ class PredictionFolder:
         return report
 
     def report(self) -> dict[str, Any]:
-        """The content of ``_SUCCESS.json``; before all parts are done, the same keys for those of this run."""
+        """The content of ``_SUCCESS.json``; before all parts are done, the same keys for the parts of this run."""
         with self._turn():
             state = self._look()
             if isinstance(state, Complete) and state.is_wanted:
@@ -423,24 +447,26 @@ class PredictionFolder:
         return look(self.out, self.job, parts=self.wish.shard.count)
 
     def _parts(self) -> list[Part]:
-        """All of them."""
+        """All parts."""
         return [Part(self.out, Shard(index, self.wish.shard.count)) for index in range(self.wish.shard.count)]
 
     def _missing(self) -> int:
-        """How many of them are not done."""
+        """Number of parts that are not done."""
         return sum(not part.is_done for part in self._parts())
 
     def _say_complete(self) -> None:
-        """Say why nothing is done, and how it would be done all the same."""
+        """Report why nothing is done, and how to repeat the prediction."""
         again = "to make it again: --overwrite"
         if not self.wish.is_alone:
             failed = (_report(self.out) or {}).get("failed")
-            left_out = f"; without --shard, the {failed} scenes left out are tried again" if failed else ""
+            left_out = (
+                f"; without --shard, the {counted(failed, 'scene')} left out will be tried again" if failed else ""
+            )
             again = f"remove the folder to make it again{left_out}"
         console.note(f"{self.out}: this prediction is already complete; {again}")
 
     def _act(self, action: Action, locks: contextlib.ExitStack) -> None:
-        """Make the folder one in which the part can be worked on, and hold the part's lock."""
+        """Make the folder ready for work on the part, and hold the part's lock."""
         if action is Action.BEGIN:
             _drop(self.out)
         if action is Action.REOPEN:
@@ -450,14 +476,14 @@ class PredictionFolder:
             _write_note(self.out, self.job, self.wish.shard.count, is_ready=False)
             files.clear_earlier(self.out, self.job.card.dataset)
             _write_note(self.out, self.job, self.wish.shard.count, is_ready=True)
-        (self.out / SUCCESS).unlink(missing_ok=True)  # of this job when it was complete, and is taken up again
+        (self.out / SUCCESS).unlink(missing_ok=True)  # of this job when it was complete, and is continued
         (self.part.folder / DONE).unlink(missing_ok=True)
         if action is Action.RESTART:
             files.clear(self.part.ledger, self.out)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """Hold the folder's lock for a moment, after waiting for it; a run without shards holds it all the time."""
+        """Wait for the folder's lock and hold it for a moment; a run without shards holds it all the time."""
         start = time.monotonic()
         with contextlib.ExitStack() as locks:
             while not self.wish.is_alone:
@@ -474,10 +500,10 @@ class PredictionFolder:
 
 
 def _drop(out: Path) -> None:
-    """Remove all parts and the files that they made, those that no line names yet among them.
+    """Remove all parts and their files, including files that have no line yet.
 
     Raises:
-        FolderInUseError: a shard is at work.
+        FolderInUseError: a shard is running.
     """
     folders = [path for path in (out / PARTS).glob("*-of-*") if path.is_dir()]
     for path in folders:
@@ -493,7 +519,7 @@ def _drop(out: Path) -> None:
 
 
 def _remove_parts(out: Path) -> None:
-    """Remove the parts, and last the note that there are any."""
+    """Remove the parts, and last the record of them."""
     for path in (out / PARTS).glob("*-of-*"):
         shutil.rmtree(path, ignore_errors=True)
     (out / PARTS / JOB).unlink(missing_ok=True)
@@ -501,9 +527,9 @@ def _remove_parts(out: Path) -> None:
 
 
 def _reopen(out: Path, job: Job) -> None:
-    """Make one part of a complete prediction, so that what has changed since can be done again.
+    """Turn a complete prediction into one part, so that changed scenes can be repeated.
 
-    A kill at any moment costs only to reopen it again.
+    After a kill at any moment, only this is repeated.
     """
     _remove_parts(out)
     part = Part(out, WHOLE)
@@ -516,7 +542,7 @@ def _reopen(out: Path, job: Job) -> None:
 
 
 def _write_note(out: Path, job: Job, count: int, *, is_ready: bool) -> None:
-    """Note what is begun and, before its first file is there, the names that its files may have."""
+    """Record the job and, before its first file exists, the names that its files may have."""
     begun = {"schema_version": 1, "parts": count, "marks": job.marks, "ready": is_ready}
     if is_ready:
         names = (documents.to_json(scene.id).encode() + b"\n" for scene in job.scenes)
@@ -525,7 +551,7 @@ def _write_note(out: Path, job: Job, count: int, *, is_ready: bool) -> None:
 
 
 def _names(out: Path) -> Iterator[PurePosixPath]:
-    """The scenes of the prediction that has begun, as far as they are names for files of ours."""
+    """The scenes of the unfinished prediction whose ids are valid names of our files."""
     if not (out / PARTS / NAMES).is_file():
         return
     for name in documents.each_json_line(out / PARTS / NAMES):

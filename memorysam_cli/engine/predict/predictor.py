@@ -1,7 +1,7 @@
-"""Prediction from Python: arrays in, class maps out, by the very code of ``memorysam predict``.
+"""Prediction from Python: arrays in, class maps out, with the code of ``memorysam predict``.
 
-A scene's arrays stand for the files that would hold them; from there on everything is the same: reading, looking,
-deciding. A :class:`Predictor` holds one network; any thread may call it, and only the network waits for its turn.
+A scene's arrays replace the files that would contain them; everything after that is the same. A :class:`Predictor` has
+one network. Any thread may call it; only the network processes one call at a time.
 """
 
 from __future__ import annotations
@@ -41,43 +41,43 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_me
 from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 from memorysam_cli.storage.images import InMemory, Stored
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 Sensor = NDArray[Any] | torch.Tensor | str | os.PathLike[str]
-"""An array (H, W) or (H, W, C) as a file would hold it, or the path of such a file."""
+"""An array (H, W) or (H, W, C) with the values that a file would have, or the path of such a file."""
 SceneInput = Mapping[str, "Sensor | Sequence[Sensor] | None"]
-"""Modality → what it saw; a pair (sine, cosine) for an angle; None, or left out, where it is missing."""
+"""Modality → its array or path; a pair (sine, cosine) for an angle; None, or left out, if it is missing."""
 Item = TypeVar("Item")
 _HERE = Path()
-"""What paths are relative to."""
+"""The folder to which paths are relative."""
 _SCENE = "give a mapping, sensor to array: {'rgb': rgb, 'depth': depth}"
 _LEVERS = "use a smaller batch, fewer sensors, no scales, or a device with more memory"
 
 
 class UnlikeTraining(UserWarning):
-    """A scene is not like those that the weights were trained on: a sensor's type or range, or which sensors it has."""
+    """Warning: a scene differs from those in training, by a sensor's type or range, or by its set of sensors."""
 
 
 @dataclass(frozen=True)
 class GivenScene(Scene):
-    """A scene whose sensors are at hand."""
+    """A scene given as arrays or paths."""
 
     given: Mapping[str, Sequence[Stored]]
 
     def sources(self, root: Path, modality: str) -> Sequence[Stored]:  # noqa: ARG002  (nothing is below a root)
-        """What was given."""
+        """The given values."""
         return self.given[modality]
 
 
 class Result:
-    """What a network sees in one scene, at the scene's own size.
+    """The result for one scene, at the scene's own size.
 
     Attributes:
         classes: (H, W) uint8, the class of each pixel; 255 (or ``unsure``) below a class's threshold.
-        confidence: (H, W) float32, the probability of the winning class.
+        confidence: (H, W) float32, the probability of that class.
         class_names: K names, by class number.
         palette: K colors (red, green, blue).
-        modalities: the sensors that were seen, in the order of the memory.
+        modalities: the sensors that the network saw, in the order of the memory.
     """
 
     def __init__(self, seen: Seen, scene: Scene, files: SceneFiles) -> None:
@@ -92,10 +92,12 @@ class Result:
 
     def __repr__(self) -> str:
         height, width = self.classes.shape
-        return f"<Result {height}×{width}, {len(self.class_names)} classes, from {', '.join(self.modalities)}>"
+        return (
+            f"<Result {height}×{width}, {counted(len(self.class_names), 'class')}, from {', '.join(self.modalities)}>"
+        )
 
     def probabilities(self) -> NDArray[np.float32]:
-        """The probability of every class in every pixel: (K, H, W) float32; computed anew at each call.
+        """The probability of every class in every pixel: (K, H, W) float32; computed again at each call.
 
         Raises:
             UsageError: after :meth:`free`.
@@ -110,40 +112,40 @@ class Result:
         """The classes' colors over the RGB picture, or over the first sensor's: (H, W, 3) uint8, RGB.
 
         Raises:
-            DataError: the scene was given as paths, and the file is gone or has changed.
+            DataError: the scene was given as paths, and the file is missing or has changed.
         """
         return self._files.overlay(self._scene, self.modalities, mask=self.classes)
 
     def free(self) -> None:
-        """Forget what :meth:`probabilities` needs: K·h·w·4 bytes on the device, h·w at the network's size."""
+        """Free the memory that :meth:`probabilities` needs: K·h·w·4 bytes on the device, h·w at the network's size."""
         self._logits = None
 
 
 class Predictor:
-    """A trained network that segments scenes at hand; the same bits as ``memorysam predict``.
+    """A trained network that segments scenes in memory, with the same bits as ``memorysam predict``.
 
-    Threads may share one; only the network itself takes one caller at a time. A context manager, which closes it.
+    Threads may share a predictor; only the network processes one call at a time. A context manager, which closes it.
 
     Args:
         weights: a ``.safetensors`` file of memorysam.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a missing device is an error.
-        modalities: use only these; None: all that the weights know.
-        batch: scenes of one call that share a forward pass, at most, where their sizes and sensors are the same.
+        modalities: use only these; None: all modalities of the weights.
+        batch: the largest number of scenes of one call in a forward pass, if they have the same size and sensors.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
-        missing: sensors that a scene lacks are not fed (``drop``), or fed as zeros (``zero``).
+        missing: missing sensors are left out (``drop``) or replaced by zeros (``zero``).
         scales: of test-time augmentation, each also mirrored; none: no augmentation.
-        tile: see large frames at their own resolution, through windows.
-        tile_overlap: of neighboring windows' side, at least.
-        thresholds: class → the probability that it needs where it wins.
-        unsure: what a pixel becomes whose class has less: 255, or a class by name or number.
+        tile: process large frames at their own resolution, in windows.
+        tile_overlap: the least overlap, as a share of the side of neighboring windows.
+        thresholds: class → the probability that it needs to win.
+        unsure: the value of pixels below it: 255, or a class by name or number.
         compiled: compile the network first.
-        strict: refuse sensors of another type or range than in training, instead of a warning.
-        warm_up: run the network once now; None: everywhere but on a CPU, where nothing is gained.
+        strict: refuse sensors whose type or range differs from training, instead of a warning.
+        warm_up: run the network once now; None: on every device but a CPU, where it has no benefit.
 
     Raises:
         WeightsError: the weights are missing or refused.
         UsageError: an unknown device, sensor, class or precision.
-        EnvironmentFault: a device that is not there, or not enough memory.
+        EnvironmentFault: the device does not exist, or has not enough memory.
     """
 
     def __init__(
@@ -211,18 +213,18 @@ class Predictor:
     def __call__(self, scenes: Sequence[SceneInput]) -> list[Result]: ...
 
     def __call__(self, scenes: SceneInput | Sequence[SceneInput]) -> Result | list[Result]:
-        """Segment a scene, or several at once.
+        """Segment a scene, or several.
 
         Args:
-            scenes: modality → (H, W) or (H, W, C) array, tensor or path, with the values and the channel order (RGB)
-                that files have; arrays are copied. A sensor that is fed as several frames (``ms-1``, ``ms-2``) may go
-                by its own name (``ms``). A list is a batch, of any sizes.
+            scenes: modality → (H, W) or (H, W, C) array, tensor or path, with the values and the channel order (RGB) of
+                files; arrays are copied. A sensor with several frames (``ms-1``, ``ms-2``) may have its own name
+                (``ms``). A list is a batch, of any sizes.
 
         Returns:
             A result, or one for each scene, in their order.
 
         Raises:
-            DataError: anything wrong in a scene, one line; a call does all its scenes or none.
+            DataError: any problem in a scene, as one line; a call segments all its scenes or none.
             EnvironmentFault: not enough memory.
             UsageError: the predictor is closed.
         """
@@ -248,7 +250,7 @@ class Predictor:
         self.close()
 
     def _segment(self, scenes: Sequence[GivenScene]) -> list[Result]:
-        """The results of scenes; what is shown together is what ``memorysam predict`` shows together."""
+        """The results of scenes; the same scenes share a forward pass as in ``memorysam predict``."""
         if not scenes:
             return []
         self._compare(scenes)
@@ -257,7 +259,7 @@ class Predictor:
         source = unlabeled_scenes(
             _HERE, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
         )  # fmt: skip
-        read = [_readable(scene) for scene in source]  # before the network's turn: others read meanwhile
+        read = [_readable(scene) for scene in source]  # before waiting for the network, so that other threads can read
         with self._turn, runtime.explained(self._device, levers=_LEVERS):
             if self._network is None:
                 raise UsageError("this predictor is closed; make another one")
@@ -268,12 +270,12 @@ class Predictor:
                         self._network, iter(read), inference, classes=len(self.class_names), wanted=job.wanted
                     )
                 ]
-                if len(seen) > 1:  # a result that stays must not keep the others' logits
+                if len(seen) > 1:  # a stored result must not keep the other scenes' logits in memory
                     seen = [replace(each, logits=each.logits.clone()) for each in seen]
         return [Result(each, scene, files) for each, scene in zip(seen, scenes, strict=True)]
 
     def _given(self, scene: SceneInput, name: str) -> GivenScene:
-        """A scene of the user's as one that can be read."""
+        """A scene of the user in the form that can be read."""
         where = f"scene {name}"
         if not isinstance(scene, Mapping):
             raise DataError(f"{where}: is of type '{type(scene).__name__}'; {_SCENE}")
@@ -294,7 +296,7 @@ class Predictor:
         return GivenScene(name, "", None, None, files, None, given)
 
     def _compare(self, scenes: Sequence[GivenScene]) -> None:
-        """Warn of what is not as in training: once for each sensor and type, and for each set of sensors."""
+        """Warn of differences from training: once for each sensor and type, and for each set of sensors."""
         with self._words:
             lines = self._strange(scenes)
             sets = {tuple(scene.given) for scene in scenes} - self._sets
@@ -305,11 +307,10 @@ class Predictor:
             warnings.warn(line, UnlikeTraining, stacklevel=4)
 
     def _strange(self, scenes: Sequence[GivenScene]) -> list[str]:
-        """Which sensors hold other values than in training.
+        """The sensors whose values differ from training.
 
-        A sensor's type is done with once a word was said of it, or its first :data:`COMPARED` calls were as they
-        should be: a look at every scene of a stream would cost more than it tells. Where such a scene must be refused,
-        each one is looked at.
+        A type of a sensor is no longer checked after a warning, or after its first :data:`COMPARED` calls without one,
+        because checking every scene of a stream would cost too much. With ``strict``, every scene is checked.
         """
         lines = []
         for modality in self._job.modalities:
@@ -325,7 +326,7 @@ class Predictor:
         return lines
 
     def _warm_up(self) -> None:
-        """One look at a scene of zeros with all sensors."""
+        """Run the network once on a scene of zeros with all sensors."""
         job = self._job
         frames = [torch.zeros(1, 3, job.card.image_size, job.card.image_size) for _ in job.modalities]
         inference = job.inference(self._device)
@@ -336,17 +337,18 @@ class Predictor:
 
 
 def _type(source: Stored) -> str:
-    """Of a sensor's values; of a file's nobody knows without a look."""
+    """Type of a sensor's values; unknown for a file that was not read."""
     return str(source.array.dtype) if isinstance(source, InMemory) else "file"
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """Of an angle its sine and cosine, of others the value alone."""
+    """Sine and cosine of an angle; otherwise the value alone."""
     return value if isinstance(value, list | tuple) and value else [value]
 
 
 def _stored(value: Any, name: str) -> Stored:
-    """A sensor's values as what can be read like a file; arrays are copied, so that the caller may use theirs again."""
+    """A sensor's values in a form that can be read like a file; arrays are copied, so that the caller may reuse
+    them."""
     if isinstance(value, str | os.PathLike):
         return Path(value)
     if isinstance(value, torch.Tensor):
@@ -363,10 +365,10 @@ def _stored(value: Any, name: str) -> Stored:
 
 
 def _readable(found: Item | DataError) -> Item:
-    """What could be read.
+    """The value, if it can be read.
 
     Raises:
-        DataError: it could not.
+        DataError: it cannot.
     """
     if isinstance(found, DataError):
         raise found

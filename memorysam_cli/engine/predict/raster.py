@@ -1,8 +1,8 @@
-"""Predicting a raster: read, segmented and written by windows, so that memory does not grow with its size.
+"""Prediction of a raster: read, segmented and written in windows, so that memory does not grow with its size.
 
-First what is asked for, then the way of one stripe of the raster: windows of all sensors, blended as ``--tile`` blends
-them, and rows of classes that are on the disk before the next ones are computed. A run that was killed continues after
-the last such rows. The result takes its name when all of it is there.
+First come the checks of the request, then the processing of a stripe of the raster: windows of all sensors, blended as
+with ``--tile``, and rows of classes that are on the disk before the next ones are computed. A killed run continues
+after the last such rows. The result gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from memorysam_cli import model as models
 from memorysam_cli.data import decode, statistics
 from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
+from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.infer.decision import ONE_BYTE, Share, Wanted, decide
 from memorysam_cli.engine.infer.inference import Inference, by_frame, choose_modalities, compared, inference_mode
 from memorysam_cli.engine.infer.views import Stripe, Tiled, View
@@ -38,50 +39,50 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tif", ".tiff")
 STRIPE_BYTES = 2**30
-"""Of the probabilities of a stripe, at most, unless those of a single column of windows are more."""
+"""Limit of the bytes of a stripe's probabilities, unless a single column of windows needs more."""
 BLOCK_BYTES = 2**28
-"""Of a tile or strip of a raster that is read by windows, at most."""
+"""Limit of the bytes of a tile or strip of a raster that is read in windows."""
 COPY = 1.5
-"""What a COG with its overviews may need, in times the bytes of its pixels."""
+"""Space for a COG with its overviews, as a multiple of the bytes of its pixels."""
 COVERED = 0.995
-"""Of the first sensor's raster, from which on another one's edges are not worth a line."""
+"""Share of the first sensor's raster: if another one covers at least this, its gaps are not reported."""
 LOOKS = 8
-"""Windows whose values are compared with those of the training."""
+"""Number of windows whose values are compared with those of training."""
 PROGRESS, JOB, CLASSES, PROBABILITIES = "done.jsonl", "job.json", "classes.tif", "probabilities.tif"
-"""In the folder of what is being made."""
+"""File in the folder of an unfinished raster."""
 Bands = Mapping[str, tuple[int | str, ...]]
 
 
 @dataclass(frozen=True)
 class RasterJob:
-    """Which rasters are segmented with which weights, and how."""
+    """Which rasters to segment with which weights, and how."""
 
     weights: Path
     weights_sha256: str
     card: WeightsCard
     sources: Mapping[str, Path]
-    """Modality → the raster that has its bands; the first one's grid is the result's."""
+    """Modality → the raster with its bands; the result has the grid of the first one."""
     modalities: tuple[Modality, ...]
-    """Of the sources, in the order of the memory."""
+    """The modalities, in the order of the memory."""
     view: View
     precision: str = "fp32"
     is_compiled: bool = False
     probabilities: Share | None = None
-    """``uint8`` or ``float16``: every class's probability is written, too, a band for each class."""
+    """``uint8`` or ``float16`` to write the probabilities, with a band for each class."""
 
     @property
     def wanted(self) -> Wanted:
-        """What is decided of each pixel."""
+        """What is computed for each pixel."""
         return Wanted(probabilities=self.probabilities)
 
     @property
     def stored(self) -> str:
-        """The type of the file of probabilities: readers of TIFF do not know float16."""
+        """The type of the file of probabilities, because TIFF readers do not support float16."""
         return "uint8" if self.probabilities == "uint8" else "float32"
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Of all that is written."""
+        """Bytes per pixel of all output files."""
         every = 0 if self.probabilities is None else len(self.info.classes) * np.dtype(self.stored).itemsize
         return np.dtype(self.dtype).itemsize + every
 
@@ -92,18 +93,16 @@ class RasterJob:
 
     @property
     def dtype(self) -> str:
-        """Of the classes."""
+        """Type of the class raster."""
         return "uint8" if len(self.info.classes) <= ONE_BYTE else "uint16"
 
     @property
     def nodata(self) -> int:
-        """The value of a pixel where no sensor measured anything."""
+        """The value of a pixel without any measurement."""
         return int(np.iinfo(self.dtype).max)
 
     def marks(self, grid: Grid) -> dict[str, Any]:
-        """What must agree for a run to continue with what another one has left."""
-        from memorysam_cli.engine import runtime
-
+        """The values that must be equal for a run to continue an earlier one."""
         stamps = {name: path.stat() for name, path in self.sources.items()}
         return {
             "weights": self.weights_sha256,
@@ -115,7 +114,7 @@ class RasterJob:
             "grid": grid.to_json(),
             "--precision": self.precision,
             "--compile": self.is_compiled,
-            "versions": runtime.describe("cpu", self.precision)["versions"],
+            "versions": surroundings.versions(),
             **({} if self.probabilities is None else {"--probabilities": self.probabilities}),
         }  # fmt: skip
 
@@ -132,22 +131,22 @@ def plan(
     is_compiled: bool = False,
     probabilities: Share | None = None,
 ) -> RasterJob:
-    """See that every sensor has a raster, and its bands are known.
+    """Check that every sensor has a raster, and its bands are known.
 
     Args:
         weights: a weights file.
         scene: one raster with the bands of all sensors; None: each has its own.
-        sources: modality → its raster; the first one's pixels are those of the result.
-        bands: modality → one or three bands, in the place of those that the weights' card has.
-        names: of the modalities, of ``scene``; None: all.
-        view: how windows are shown to the network.
-        precision: of the computing.
+        sources: modality → its raster; the result has the pixels of the first one.
+        bands: modality → one or three bands, instead of those in the weights' card.
+        names: the modalities of ``scene``; None: all.
+        view: scales, flips and tiles.
+        precision: of the computation.
         is_compiled: whether the network's blocks are compiled.
-        probabilities: ``uint8`` or ``float16``, if those of all classes are wanted.
+        probabilities: ``uint8`` or ``float16`` to write the probabilities of all classes.
 
     Raises:
         WeightsError: the weights are refused.
-        UsageError: the weights know no such modality; or which bands make up one is not known.
+        UsageError: the weights do not have this modality, or its bands are unknown.
     """
     card = read_card(weights)
     known = [modality.name for modality in card.modalities]
@@ -168,7 +167,7 @@ def plan(
             )
     missing = [name for name in known if name not in places]
     if missing:
-        console.note(f"without '{', '.join(missing)}': predicting with the modalities that are there")
+        console.note(f"without '{', '.join(missing)}': predicting with the other modalities")
     paths = {name: path for name, path in places.items() if path is not None}
     return RasterJob(
         weights, tensors.sha256(weights), card, paths, made, replace(view, tile=True), precision, is_compiled,
@@ -177,7 +176,7 @@ def plan(
 
 
 def _with_bands(modality: Modality, bands: Sequence[int | str] | None) -> Modality:
-    """A modality that takes other bands than the card says."""
+    """A modality with other bands than in the card."""
     if not bands:
         return modality
     first, second, third = bands if len(bands) > 1 else [bands[0]] * 3
@@ -188,11 +187,11 @@ class _Sensors:
     """The rasters of all sensors, open on one grid.
 
     Args:
-        job: names them.
-        stack: closes them.
+        job: names the rasters.
+        stack: closes the rasters.
 
     Raises:
-        DataError: one cannot be read by windows.
+        DataError: one cannot be read in windows.
     """
 
     def __init__(self, job: RasterJob, stack: ExitStack) -> None:
@@ -214,7 +213,7 @@ class _Sensors:
         self.names = tuple(known)
 
     def frame(self, name: str, *, top: int, left: int, size: int) -> tuple[Array, Mask | None]:
-        """A window of one sensor, (h, w, 3), and where it is invalid; cut where the raster ends."""
+        """A window of one sensor, (h, w, 3), and where it is invalid; cut off at the edge of the raster."""
         modality, header = self.modalities[name], self._headers[name]
         wanted = modality.channels or (tuple(range(3)) if header.channels >= 3 else (0,))
         bands = sorted(set(wanted))
@@ -226,14 +225,14 @@ class _Sensors:
         return decode.window_frame(array, here, tag=header.nodata, hidden=hidden, path=self._paths[name])
 
     def taken(self) -> dict[str, str]:
-        """Modality → which bands of which file it is, in words."""
+        """Modality → its bands and file, in words."""
         return {
             name: f"{decode.bands_taken(modality, self._headers[name], path=self._paths[name])} of {self._paths[name]}"
             for name, modality in self.modalities.items()
         }
 
     def gaps(self) -> list[str]:
-        """A line on each sensor that does not cover all of the first one's raster."""
+        """A line for each sensor that does not cover all of the first one's raster."""
         return [
             f"'{name}' covers about {100 * file.share:.2g} % of the first sensor's raster; beyond, it measured nothing"
             for name, file in self._files.items()
@@ -241,7 +240,7 @@ class _Sensors:
         ]
 
     def ranges(self, *, size: int) -> dict[str, ValueRange]:
-        """What a few windows along the diagonal hold."""
+        """The values in a few windows along the diagonal."""
         found: dict[str, ValueRange] = {}
         places = [share / (2 * LOOKS) for share in range(1, 2 * LOOKS, 2)]
         for name, modality in self.modalities.items():
@@ -257,11 +256,11 @@ class _Sensors:
 
 
 def _header(path: Path) -> Header:
-    """Of a raster whose blocks fit into memory.
+    """Header of a raster whose blocks fit into memory.
 
     Raises:
-        DataError: no TIFF, or its blocks are too large.
-        UsageError: what reads rasters is not installed.
+        DataError: it is not a TIFF, or its blocks are too large.
+        UsageError: the package for reading rasters is not installed.
     """
     if not rasters.is_installed():
         raise UsageError(f"{shown(path)}: to predict a raster, {rasters.INSTALL}")
@@ -287,22 +286,22 @@ def run(
     """Segment a raster.
 
     Args:
-        job: of :func:`plan`.
+        job: from :func:`plan`.
         out: the class raster, a COG.
-        device: as in ``--device``.
-        strict: refuse values that are not those of the training, instead of a warning.
-        overwrite: replace files that are there.
-        vector: of :data:`memorysam_cli.storage.rasters.VECTORS`: polygons are written beside ``out``, too.
+        device: the value of ``--device``.
+        strict: refuse values that differ from those in training, instead of a warning.
+        overwrite: replace existing files.
+        vector: a format in :data:`memorysam_cli.storage.rasters.VECTORS`, to write polygons beside ``out``.
 
     Returns:
-        What ``predict --json`` answers.
+        The object of ``predict --json``.
 
     Raises:
-        UsageError: ``out`` exists, or is not a TIFF by its name.
+        UsageError: ``out`` exists, or its name is not that of a TIFF.
         DataError: a raster cannot be read.
-        WeightsError: the weights are refused, or others than those that were planned with.
-        EnvironmentFault: no room on the disk, or another fault of the machine.
-        FolderInUseError: another run makes the same file.
+        WeightsError: the weights are refused, or have changed since the job was planned.
+        EnvironmentFault: no space on the disk, or another problem of the machine.
+        FolderInUseError: another run writes the same file.
     """
     shapes = None if vector is None else out.with_suffix(f".{vector}")
     every = None if job.probabilities is None else out.with_name(f"{out.stem}.{PROBABILITIES}")
@@ -311,6 +310,7 @@ def run(
     beside = [path for path in also.values() if path is not None]
     own = [path for path in beside if (work / path.name).exists()]
     _refuse_out(job, out, beside, may_be_there=own, overwrite=overwrite)
+    surroundings.refuse_device(device, precision=job.precision)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         if vector == "geojson":
@@ -325,12 +325,12 @@ def run(
             _begin(job, sensors.grid, work)
             _segment(job, sensors, work, chosen)
             for path in beside:
-                (work / path.name).touch()  # from here on it is ours: a run that ends too early may have left it
+                (work / path.name).touch()  # from here on it is ours, perhaps from an interrupted run
             if every is not None:
                 rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
             if shapes is not None:
                 _write_polygons(job, made, shapes, crs=sensors.grid.crs)
-            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)  # last: where it is, all is done
+            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)  # last: if it exists, everything is done
     shutil.rmtree(work, ignore_errors=True)
     return {
         **_report(job, sensors, out, chosen),
@@ -339,10 +339,10 @@ def run(
 
 
 def _remark(job: RasterJob, sensors: _Sensors, *, strict: bool) -> None:
-    """Print which bands are read, what the sensors do not cover, and values that are not those of the training.
+    """Report the bands that are read, areas that sensors do not cover, and values that differ from those in training.
 
     Raises:
-        DataError: values that are not those of the training, if ``strict``.
+        DataError: values differ from those in training, and ``strict``.
     """
     for name, words in sensors.taken().items():
         console.note(f"'{name}' takes {words}")
@@ -353,7 +353,7 @@ def _remark(job: RasterJob, sensors: _Sensors, *, strict: bool) -> None:
 
 
 def _device(job: RasterJob, name: str) -> torch.device:
-    """The device of a name; torch is waited for here, when all that was typed has been looked at."""
+    """The device of a name; torch is loaded here, after all options have been checked."""
     from memorysam_cli.engine import runtime
 
     device = runtime.choose_device(name)
@@ -362,7 +362,7 @@ def _device(job: RasterJob, name: str) -> torch.device:
 
 
 def _write_polygons(job: RasterJob, made: Path, shapes: Path, *, crs: Any) -> None:
-    """The areas of each class of a raster that is made."""
+    """Write the areas of each class of a finished raster as polygons."""
     write = rasters.write_geojson if shapes.suffix == ".geojson" else rasters.write_gpkg
     with closing(rasters.polygons(made, images.header(made), nodata=job.nodata)) as found:
         write(shapes, ((value, job.info.classes[value], geometry) for value, geometry in found), crs=crs)
@@ -374,10 +374,10 @@ def _refuse_out(
     """Refuse what must not be replaced, before anything is computed.
 
     Args:
-        job: its sources are never replaced.
+        job: the job; its sources are never replaced.
         out: the class raster.
         beside: the other files.
-        may_be_there: of these, what an unfinished run has left.
+        may_be_there: files among these that an unfinished run has left.
         overwrite: replace others.
     """
     if out.suffix.lower() not in SUFFIXES:
@@ -395,7 +395,7 @@ def _refuse_out(
 
 
 def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
-    """Make the raster that rows are written to, unless a run of the same job has left it."""
+    """Create the raster for the rows, unless a run of the same job has left it."""
     marks = job.marks(grid)
     if (work / JOB).exists():
         if documents.read_json(work / JOB) == marks:
@@ -417,11 +417,11 @@ def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
             work / PROBABILITIES, grid, dtype=job.stored, nodata=None if job.stored == "uint8" else np.nan,
             colors={}, tags={}, bands=job.info.classes,
         )  # fmt: skip
-    documents.write_json(work / JOB, marks)  # last: then all of it is there
+    documents.write_json(work / JOB, marks)  # last: then the job is complete
 
 
 def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device) -> None:
-    """Segment the stripes that are not done."""
+    """Segment the stripes that are left."""
     from memorysam_cli.engine import runtime
 
     network = models.load(job.weights, device=device)
@@ -456,7 +456,7 @@ def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device
 
 
 def _rows_done(work: Path, stripes: int) -> list[int]:
-    """How many rows of each stripe are on the disk."""
+    """Number of rows of each stripe that are on the disk."""
     done = [0] * stripes
     for line in documents.read_json_lines(work / PROGRESS) if (work / PROGRESS).exists() else ():
         number, rows = (line.get(key) if isinstance(line, dict) else None for key in ("stripe", "rows"))
@@ -469,9 +469,9 @@ def _rows_done(work: Path, stripes: int) -> list[int]:
 def _classes(
     job: RasterJob, sensors: _Sensors, tiled: Tiled, inference: Inference, stripe: Stripe, *, first: int
 ) -> Iterator[tuple[slice, npt.NDArray[Any], npt.NDArray[Any] | None]]:
-    """The rows of a stripe from ``first`` on, as classes and, where wanted, (K, h, w) probabilities.
+    """The rows of a stripe from ``first`` on, as classes and, if requested, (K, h, w) probabilities.
 
-    Where no sensor measured anything, classes are nodata, and probabilities NaN, or 0 in bytes.
+    Without any measurement, classes are nodata, and probabilities NaN (0 for uint8).
     """
     size, grid = job.card.image_size, sensors.grid
     is_gap = np.zeros((size, stripe.end - stripe.begin), bool)
@@ -484,7 +484,7 @@ def _classes(
         is_gap[: gaps.shape[0], left - stripe.begin : left - stripe.begin + gaps.shape[1]] = gaps
         with inference.computing():
             logits = inference.logits(tiled.network, [frames])
-        return logits[..., : gaps.shape[0], : gaps.shape[1]]  # what was added to a small raster goes again
+        return logits[..., : gaps.shape[0], : gaps.shape[1]]  # removes the padding of a small raster
 
     for rows, logits in tiled.rows(see, stripe, height=grid.height, first=first):
         (decision,) = decide(
@@ -501,8 +501,8 @@ def _classes(
 
 
 def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, size: int) -> tuple[list[Tensor], Mask]:
-    """A window as the network takes it, M × (1, 3, h', w'), sides up to multiples of 32; and (h, w), where it has
-    nothing to see."""
+    """A window for the network, M × (1, 3, h', w'), with sides padded to multiples of 32; and (h, w), where no sensor
+    has a measurement."""
     import torch
 
     frames, gaps = [], np.ones((), bool)
@@ -513,12 +513,12 @@ def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, siz
         gaps = gaps & missing
         below, beside = -height % STRIDE, -width % STRIDE
         tensor = to_tensor(frame, modality, invalid=invalid)
-        frames.append(torch.nn.functional.pad(tensor, (0, beside, 0, below))[None])  # zeros are no measurement
+        frames.append(torch.nn.functional.pad(tensor, (0, beside, 0, below))[None])  # zeros are not measurements
     return frames, gaps
 
 
 def _report(job: RasterJob, sensors: _Sensors, out: Path, device: torch.device) -> dict[str, Any]:
-    """What was made, read back from the file."""
+    """The result, read back from the file."""
     from memorysam_cli.engine import runtime
 
     counts = np.zeros(job.nodata + 1, np.int64)

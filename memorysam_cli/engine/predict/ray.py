@@ -1,7 +1,7 @@
-"""The scenes of a job on a Ray cluster: Ray Data hands them to actors that hold the network, and starts lost ones anew.
+"""The scenes of a job on a Ray cluster: Ray Data passes them to actors that have the network, and replaces lost actors.
 
-Actors write the files of their scenes where a single process would; their ledger's lines come back in the order of the
-scenes. A scene that is done twice, because an actor was lost, is written twice with the same bytes.
+Actors write the files of their scenes to the same places as a single process. Their ledger lines return in the order of
+the scenes. If an actor is lost, its scenes are written again with the same bytes.
 """
 
 from __future__ import annotations
@@ -31,39 +31,29 @@ from memorysam_cli.errors import EXIT_CODES, EnvironmentFault, MemorySamError, S
 from memorysam_cli.storage import documents
 
 AT_ONCE = {"cpu": 16, "cuda": 256}
-"""Scenes that an actor gets at once, at most: what is done again when it is lost."""
+"""Largest number of scenes that an actor gets at once; these are repeated if it is lost."""
 TURNS = 64
-"""Into so many turns the scenes are parted, at least."""
+"""The scenes are divided into at least this number of blocks."""
 CPUS = 4
-"""Of an actor without a GPU, unless $OMP_NUM_THREADS is set."""
+"""Cores of an actor without a GPU, unless $OMP_NUM_THREADS is set."""
 PATIENCE_S = 6 * 3600
-"""How long no turn may end: scenes that kill every actor, which Ray starts anew each time, end the work after this."""
+"""Seconds without any finished block, after which the run ends: a scene may kill every actor, which Ray would restart
+forever."""
 STORE_BYTES = 2**28
-"""Of a local instance's object store: only names and lines go through it."""
+"""Bytes of a local instance's object store; only names and lines go through it."""
 
 
-def refuse(options: RunOptions) -> None:
-    """Refuse, before anything is written, what cannot be done on Ray.
+def prepare(job: Job, out: Path, options: RunOptions) -> Make:
+    """Check that the weights can be loaded; returns a function that segments scenes on Ray.
 
     Raises:
-        UsageError: Ray is not installed, or a device was named that is not Ray's to give.
+        UsageError: Ray is incomplete.
+        WeightsError: the weights are refused.
     """
     try:
         _quiet_import()
     except ImportError as error:
-        raise UsageError(f'--engine ray: Ray is not installed ({error}); type: pip install "memorysam[ray]"') from error
-    if options.device not in {"auto", "cpu", "cuda"}:
-        raise UsageError(
-            f"--device {options.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU"
-        )
-
-
-def prepare(job: Job, out: Path, options: RunOptions) -> Make:
-    """See that the weights can be loaded; what is returned segments scenes on Ray.
-
-    Raises:
-        WeightsError: the weights are refused.
-    """
+        raise UsageError(f"--engine ray: Ray cannot be used ({error}); pip install 'memorysam[ray]'") from error
     job.load(torch.device("cpu"))
 
     def make(
@@ -81,7 +71,7 @@ def prepare(job: Job, out: Path, options: RunOptions) -> Make:
 
 
 def _quiet_import() -> Any:
-    """Ray, without telemetry, and without warnings of its core about how Ray Data uses it."""
+    """Import Ray without telemetry, and without its own warnings about Ray Data."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -92,7 +82,7 @@ def _quiet_import() -> Any:
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[None]:
-    """The cluster of $RAY_ADDRESS, else a local one that ends with the block; signals stay ours."""
+    """The cluster of $RAY_ADDRESS, else a local one that ends with the block; signal handlers stay ours."""
     ray = _quiet_import()
     if ray.is_initialized():  # the caller's own
         yield
@@ -111,7 +101,7 @@ def _cluster() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what befalls its workers; stdout is the answer's
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints messages of its workers; stdout is for the answer
         try:
             yield
         finally:
@@ -119,7 +109,7 @@ def _cluster() -> Iterator[None]:
 
 
 def _rows(job: Job, out: Path, options: RunOptions, scenes: Sequence[Scene]) -> Generator[dict[str, str], None, None]:
-    """A line for each scene, in order, and the device that made it.
+    """A line for each scene, in order, and the device that computed it.
 
     Raises:
         EnvironmentFault: there is no GPU though one was requested, or actors were lost too often.
@@ -157,7 +147,7 @@ def _rows(job: Job, out: Path, options: RunOptions, scenes: Sequence[Scene]) -> 
 
 
 def _resources(job: Job, options: RunOptions) -> tuple[str, dict[str, float]]:
-    """The device of every actor, and what Ray must give it."""
+    """The device of every actor, and the resources to request from Ray."""
     ray = _quiet_import()
     total = ray.cluster_resources()
     device = options.device if options.device != "auto" else "cuda" if total.get("GPU", 0) else "cpu"
@@ -171,15 +161,15 @@ def _resources(job: Job, options: RunOptions) -> tuple[str, dict[str, float]]:
 
 
 class Actor:
-    """Holds the network, and segments the scenes that it is handed; lives in a process of Ray's.
+    """Has the network and segments scenes, in a process of Ray's.
 
     Args:
-        job: what to do, without its scenes.
+        job: the job, without its scenes.
         out: the output folder, which all machines share.
-        options: how.
+        options: how to run the job.
         device: ``cpu`` or ``cuda``.
-        threads: of the computing on a CPU.
-        folder: the driver's working folder, which all relative paths start from.
+        threads: number of threads on a CPU.
+        folder: the driver's working folder, to which all paths are relative.
     """
 
     def __init__(self, job: Job, out: Path, options: RunOptions, device: str, threads: int, folder: str) -> None:
@@ -196,7 +186,8 @@ class Actor:
             self.error = _error_line(error)
 
     def __call__(self, groups: dict[str, Any]) -> dict[str, Any]:
-        """Segment the scenes of a block; an error is the last of its lines, and not raised: Ray would try again."""
+        """Segment the scenes of a block. An error is returned as the last line, because Ray would retry if it were
+        raised."""
         lines: list[LedgerLine] = []
         if self.error is None:
             try:
@@ -214,10 +205,10 @@ class Actor:
 
 
 def _enter(folder: str) -> None:
-    """Make the driver's working folder this process's.
+    """Change to the driver's working folder.
 
     Raises:
-        EnvironmentFault: this machine does not see it.
+        EnvironmentFault: it does not exist on this machine.
     """
     try:
         os.chdir(folder)
@@ -229,7 +220,7 @@ def _enter(folder: str) -> None:
 
 
 def _error_line(error: Exception) -> LedgerLine:
-    """An error of the user's or the machine's as a line for the driver; a bug is raised."""
+    """An error of the user or the machine as a line for the driver; a bug is raised."""
     known = error if isinstance(error, MemorySamError) else environment_fault(error)
     if known is None:
         raise error
@@ -237,7 +228,7 @@ def _error_line(error: Exception) -> LedgerLine:
 
 
 def _error_of(line: LedgerLine) -> MemorySamError:
-    """What :func:`_error_line` wrote, as an exception of the same class."""
+    """The exception of a line from :func:`_error_line`."""
     for each in MemorySamError.__subclasses__():
         if each is not Stopped and each.exit_code == line["code"]:
             return each(line["message"])
@@ -245,12 +236,12 @@ def _error_of(line: LedgerLine) -> MemorySamError:
 
 
 def _text(scenes: Sequence[Scene]) -> str:
-    """What actors need of scenes, as text."""
+    """The data of scenes that actors need, as text."""
     return documents.to_json([[scene.id, scene.files] for scene in scenes])
 
 
 def _scenes(texts: Sequence[str]) -> list[Scene]:
-    """What :func:`_text` has written."""
+    """The scenes of a text from :func:`_text`."""
     return [
         Scene(name, "", None, None, {key: tuple(paths) for key, paths in files.items()}, None)
         for text in texts
@@ -259,6 +250,6 @@ def _scenes(texts: Sequence[str]) -> list[Scene]:
 
 
 def _threads() -> int:
-    """Of the computing of an actor on a CPU; OpenMP's variable may also be a list, of which the first is meant."""
+    """Threads of an actor on a CPU; the first number if OpenMP's variable is a list."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) if text.isascii() and text.isdigit() and int(text) else CPUS

@@ -1,6 +1,7 @@
-"""Doing a prediction's job: in one process, as a shard, as one of several processes, on Ray; always the same files.
+"""Run the job of a prediction: in one process, as a shard, as one of several processes, or on Ray, with the same files.
 
-Or as its scenes arrive: :func:`follow` looks into a folder again and again, and segments each scene once it is whole.
+Or as its scenes arrive: :func:`follow` looks into a folder again and again, and segments each scene as soon as it is
+complete.
 """
 
 from __future__ import annotations
@@ -16,57 +17,57 @@ import torch
 
 from memorysam_cli.data import inputs
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import processes, runtime, surroundings
+from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.infer.inference import frame_sizes
 from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import LedgerLine, refuse_collisions, remove
 from memorysam_cli.engine.predict.job import Job, RunOptions, device_name, remark
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
 from memorysam_cli.engine.predict.segment import Make
-from memorysam_cli.engine.processes import Peers
-from memorysam_cli.errors import DataError, Stopped, Terminated, UsageError, signal_exit_code
+from memorysam_cli.errors import DataError, Stopped, Terminated, signal_exit_code
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import counted, few, shown
 
 NAMED = 6
-"""Scenes that a message names."""
+"""Number of scenes that a message names."""
 AT_ONCE = 16
-"""Scenes of a followed folder that are segmented before their masks are told."""
+"""Scenes of a followed folder that are segmented before their masks are printed."""
 
 
 def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
-    """Do a job, or this process's part of it.
+    """Run a job, or this process's part of it.
 
     Args:
-        job: of :func:`~memorysam_cli.engine.predict.job.plan`.
+        job: from :func:`~memorysam_cli.engine.predict.job.plan`.
         out: the output folder; it, or the part's folder in it, is locked meanwhile.
-        options: who does it.
+        options: how to run it.
 
     Returns:
-        The content of ``_SUCCESS.json``; of a shard that is not the last one: the same keys for its part, with
-        ``shard`` and ``parts_missing``; None in every process of a run but the first.
+        The content of ``_SUCCESS.json``. For a shard that is not the last one: the same keys for its part, with
+        ``shard`` and ``parts_missing``. None in every process of a run but the first.
 
     Raises:
-        UsageError: the folder holds something else, or parts of another prediction; Ray is not installed.
+        UsageError: the folder contains something else, or parts of another prediction; Ray is not installed.
         WeightsError: the weights are refused.
         FolderInUseError: another prediction writes there.
         DataError: a scene cannot be read and must not be skipped, or none could be read.
-        EnvironmentFault: a device that is not there, a disk that is full, another process that is lost.
+        EnvironmentFault: the device does not exist, the disk is full, or another process was lost.
     """
     prepare = _prepare
+    options.refuse(precision=job.precision)
     if options.engine == "ray":
-        if options.shard is not None or surroundings.world() > 1:
-            raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
         from memorysam_cli.engine.predict import ray
 
-        ray.refuse(options)
         prepare = ray.prepare
     else:
-        _device(job, options)  # before a folder is made
-    with processes.side_by_side() as peers, PredictionFolder(out, job, _wish(options, peers)) as folder:
+        _device(job, options)  # before a folder is created
+    with (
+        processes.side_by_side() as peers,
+        PredictionFolder(out, job, Wish.of(options, rank=peers.rank, world=peers.world)) as folder,
+    ):
         if not folder.is_answered():
-            make = prepare(job, out, options)  # weights that are refused leave the folder as it was
+            make = prepare(job, out, options)  # refused weights do not change the folder
             with folder.begin() as part:
                 if part is not None:
                     _do(job, part, make, skip_bad=options.skip_bad, notice=peers.notice)
@@ -75,17 +76,8 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
         return folder.report() if peers.rank == 0 else None
 
 
-def _wish(options: RunOptions, peers: Peers) -> Wish:
-    """What is wanted of the folder: each of several processes is a shard of the shard that was requested."""
-    run_shards = tuple((options.shard or surroundings.WHOLE).divided(rank, peers.world) for rank in range(peers.world))
-    return Wish(
-        run_shards[peers.rank], is_alone=options.shard is None and peers.world == 1, overwrite=options.overwrite,
-        resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,
-    )  # fmt: skip
-
-
 def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
-    """Load the network here; what is returned segments scenes with it, those of a followed folder without processes."""
+    """Load the network; returns a function that segments scenes (without worker processes for a followed folder)."""
     device = _device(job, options)
     network = job.load(device)
 
@@ -103,21 +95,21 @@ def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
 
 
 def _device(job: Job, options: RunOptions) -> torch.device:
-    """This process's device, where it can compute in the job's precision."""
+    """This process's device, if it supports the job's precision."""
     device = processes.own_device(runtime.choose_device(options.device))
     runtime.refuse_precision(job.precision, device)
     return device
 
 
 def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[], object]) -> None:
-    """Do what is left of a part that is begun.
+    """Do the rest of a part.
 
     Args:
-        job: of which it is a part.
+        job: the job of the part.
         part: its ledger grows.
         make: segments scenes.
-        skip_bad: scenes that cannot be read may stay left out.
-        notice: called for every scene; may raise what another process died of.
+        skip_bad: unreadable scenes may stay left out.
+        notice: called for every scene; may raise the error of another process.
     """
     scenes = part.shard.of(job.scenes, stride=job.stride)
     inventory = ledger.take_up(part.ledger, job, part.out, scenes, skip_bad=skip_bad)
@@ -130,7 +122,7 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
         progress.advance(inventory.count)
 
         def tell(line: LedgerLine) -> None:
-            notice()  # first: what it raises undoes the scene's files
+            notice()  # first: if it raises, the scene's files are undone
             documents.append_json_line(part.ledger, line)
             progress.advance(1)
 
@@ -146,10 +138,10 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
 
 
 def _refuse_full(job: Job, out: Path, scenes: Sequence[Scene]) -> None:
-    """See that a disk has room for the probabilities of scenes, which are far larger than masks.
+    """Check that a disk has space for the probabilities of scenes, which are much larger than masks.
 
     Raises:
-        EnvironmentFault: it has not, by the sizes of the first scenes.
+        EnvironmentFault: there is too little, estimated from the sizes of the first scenes.
     """
     sizes = frame_sizes(scenes, root=job.root, modalities=job.modalities).values()
     if job.wanted.probabilities is not None and sizes:
@@ -160,42 +152,42 @@ def _refuse_full(job: Job, out: Path, scenes: Sequence[Scene]) -> None:
 
 @dataclass(frozen=True)
 class Following:
-    """When a scene of a growing folder counts as there, and when to end."""
+    """When a scene of a followed folder counts as complete, and when to end."""
 
     poll_s: float = 1.0
-    """How often the folder is looked into; less often where that takes longer."""
+    """Seconds between two looks into the folder; more if a look takes longer."""
     settle_s: float = 2.0
-    """So long none of a scene's files may have changed its size or time."""
+    """Seconds for which no file of a scene may have changed its size or time."""
     late_s: float | None = None
-    """After so long without a change a scene is segmented from the sensors that are there; None: it waits for all."""
+    """Seconds without a change after which a scene is segmented without the missing sensors; None: never."""
     limit: int | None = None
-    """End with so many scenes."""
+    """Number of scenes after which to end."""
 
 
 class Arrivals:
-    """Which scenes of a growing folder are there, each once; a scene is seen unchanged at least twice.
+    """The scenes of a followed folder that are complete, each once; a scene must be unchanged for at least two looks.
 
     Args:
-        job: says which folder, and which sensors a scene has when it is whole.
-        following: says when files count as whole.
+        job: the folder, and the sensors of a complete scene.
+        following: when files count as complete.
     """
 
     def __init__(self, job: Job, following: Following) -> None:
         self.job, self.following = job, following
         self.waiting: dict[str, list[str]] = {}
-        """Scenes that are not whole, and the sensors that they lack; none: their files still change."""
+        """Scenes that are not complete, and their missing sensors; none: their files still change."""
         self.is_begun = False
-        """What was done before is known, and can be believed."""
+        """Earlier results are known and valid."""
         self._taken: set[str] = set()
         self._changed: dict[str, tuple[object, float]] = {}
         self._told: set[str] = set()
 
     def take(self, scenes: Iterable[Scene]) -> None:
-        """Note that scenes are segmented, or left out: their files belong to no other one."""
+        """Mark scenes as segmented or left out, so that their files cannot belong to another scene."""
         self._taken.update(path for scene in scenes for path in scene.paths)
 
     def look(self) -> list[Scene]:
-        """The scenes that are there and were not taken, in their order."""
+        """The complete scenes that were not taken yet, in their order."""
         now, found = time.monotonic(), self.find()
         ready, changed = [], {}
         self.waiting = {}
@@ -217,7 +209,7 @@ class Arrivals:
         return ready
 
     def find(self) -> Sequence[Scene]:
-        """All scenes that the folder has now, whole or not; none while it cannot be understood, which is told once."""
+        """All scenes in the folder, complete or not; none while it cannot be read as scenes, which is reported once."""
         names = [modality.name for modality in self.job.modalities]
         try:
             return inputs.discover(
@@ -229,7 +221,7 @@ class Arrivals:
             return ()
 
     def _is_there(self, unchanged_s: float, *, is_same: bool, lacking: Sequence[str]) -> bool:
-        """Whether a scene whose files have not changed for so long is segmented now."""
+        """Whether to segment a scene now whose files have not changed for this time."""
         if not is_same or unchanged_s < self.following.settle_s:
             return False
         if not lacking:
@@ -243,7 +235,7 @@ class Arrivals:
         return late_s is not None and unchanged_s >= late_s
 
     def _facts(self, scene: Scene) -> object:
-        """Size and time of each file; None while one is empty or gone."""
+        """Size and time of each file; None if one is empty or missing."""
         try:
             facts = [(path, (self.job.root / path).stat()) for path in scene.paths]
         except OSError:
@@ -262,30 +254,28 @@ def follow(
 ) -> tuple[dict[str, Any] | None, Stopped | None]:
     """Segment the scenes of a folder as they arrive, each exactly once, also over several runs.
 
-    A signal ends it, or the limit. What was done then is a finished prediction of the scenes that had arrived; the same
-    call takes it up again.
+    A signal or the limit ends it. The result is then a finished prediction of the scenes that have arrived; the same
+    call continues it.
 
     Args:
-        job: of :func:`~memorysam_cli.engine.predict.job.plan` with ``follows``, and a batch of 1: who arrives with whom
-            must not change a bit.
+        job: from :func:`~memorysam_cli.engine.predict.job.plan` with ``follows`` and a batch of 1, so that results do
+            not depend on which scenes arrive together.
         out: the output folder, locked meanwhile.
-        options: who does it.
-        following: when a scene counts as there.
-        strict: as of ``plan``.
+        options: how to run it.
+        following: when a scene counts as complete.
+        strict: as in ``plan``.
 
     Returns:
-        The content of ``_SUCCESS.json``, or None where no scene was segmented; and what a signal ended it with, to be
-        raised once the report is told.
+        The content of ``_SUCCESS.json``, or None if no scene was segmented; and the exception of the signal, to be
+        raised after the result is printed.
 
     Raises:
-        UsageError: shards, several processes or Ray; or as :func:`run`, as are the others.
+        UsageError: shards, several processes or Ray; all other errors as in :func:`run`.
     """
-    if options.shard is not None or options.engine == "ray" or surroundings.world() > 1:
-        raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+    options.refuse(precision=job.precision, follows=True)
     _device(job, options)
-    wish = Wish(overwrite=options.overwrite, resume=options.resume, skip_bad=options.skip_bad)
     arrivals, stopped = Arrivals(job, following), None
-    with PredictionFolder(out, job, wish) as folder:
+    with PredictionFolder(out, job, Wish.of(options)) as folder:
         make = _prepare(job, out, options)
         try:
             with folder.begin():
@@ -299,7 +289,7 @@ def follow(
 def _do_arriving(
     job: Job, folder: PredictionFolder, make: Make, arrivals: Arrivals, *, skip_bad: bool, strict: bool
 ) -> None:
-    """Segment scenes as they arrive, until the limit, or for ever."""
+    """Segment scenes as they arrive, until the limit, or forever."""
     part, following = folder.part, arrivals.following
     known = _taken_up(job, part, skip_bad=skip_bad)
     arrivals.take(known)
@@ -333,14 +323,14 @@ def _do_arriving(
             make(some, tell, tell_device)
             arrivals.take(some)
             known += some
-            while masks:  # here, not when the line is written: a reader who is gone must not undo it
+            while masks:  # here, not when the line is written: a closed stdout must not undo it
                 console.say(masks.pop(0))
         if not scenes:
             time.sleep(max(following.poll_s, time.monotonic() - start))
 
 
 def _taken_up(job: Job, part: Part, *, skip_bad: bool) -> list[Scene]:
-    """The scenes that were done before; of others that have lines, the files are removed: they arrive again."""
+    """The scenes that are already done. Files of other scenes with lines are removed: these scenes arrive again."""
     before = ledger.scenes_of(part.ledger)
     inventory = ledger.take_up(part.ledger, job, part.out, before, skip_bad=skip_bad)
     for scene in inventory.left:
@@ -352,14 +342,16 @@ def _taken_up(job: Job, part: Part, *, skip_bad: bool) -> list[Scene]:
 
 
 def _conclude(job: Job, folder: PredictionFolder, arrivals: Arrivals) -> dict[str, Any] | None:
-    """Make a finished prediction of what is done, in the order in which the folder has the scenes."""
+    """Make a finished prediction of the done scenes, in the order of the folder."""
     path = folder.part.ledger
     if arrivals.waiting:
         named = few([shown(name) for name in arrivals.waiting], NAMED)
-        console.warn(f"{len(arrivals.waiting)} scenes had not arrived whole, and are not segmented: {named}")
+        console.warn(
+            f"{counted(len(arrivals.waiting), 'scene', 'was')} not whole at the end and not segmented: {named}"
+        )
     if not arrivals.is_begun or not ledger.totals_of([path], job.card.dataset).done:
         return None
     places = {scene.id: place for place, scene in enumerate(arrivals.find())}
-    scenes = sorted(ledger.scenes_of(path), key=lambda scene: places.get(scene.id, len(places)))  # others stay, last
+    scenes = sorted(ledger.scenes_of(path), key=lambda scene: places.get(scene.id, len(places)))  # others at the end
     ledger.put_in_order(path, scenes)
     return folder.finish_as(job.of(scenes))

@@ -1,6 +1,6 @@
-"""Segmenting scenes: from their files to one class map each, written while the device is busy with the next batch.
+"""Segment scenes: from their files to a class map each, written while the device computes the next batch.
 
-First the loop over a job's scenes, then what writes behind it.
+First the loop over a job's scenes, then the writing in the background.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from memorysam_cli.errors import DataError
 Result = TypeVar("Result")
 
 Make = Callable[[Sequence[Scene], Callable[[LedgerLine], object], Callable[[str], object]], None]
-"""Segments scenes, tells their lines in order, and the name of each device before the first line that it made."""
+"""Segments scenes, returns their lines in order, and the name of each device before its first line."""
 
 MOST_BYTES = 2**29
-"""What waits to be written needs at most this, or is a single scene."""
+"""Limit of the bytes that wait to be written, unless a single scene needs more."""
 MOST_WAITING = 64
 FEWEST_THREADS, MOST_THREADS = 8, 16
 BYTES_PER_PIXEL = {"color": 4, "overlay": 16, "confidence": 2}
-"""What a picture's making holds; a mask alone, and its PNG, 3; probabilities as many as they are."""
+"""Bytes per pixel while a picture is written; 3 for a mask and its PNG; probabilities count by their own size."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A scene, and what the network sees in it."""
+    """A scene, and the network's output for it."""
 
     scene: UnlabeledScene
     logits: Tensor
-    """(K, h, w) at the size at which the network saw it, on its device."""
+    """(K, h, w) at the network's size, on its device."""
     decision: Decision
     """At the scene's own size."""
 
@@ -61,21 +61,21 @@ def segment_scenes(
     skip_bad: bool = False,
     in_threads: bool = False,
 ) -> None:
-    """Segment scenes, and write each one's files behind the computing of the next; memory does not grow with them.
+    """Segment scenes, and write each one's files while the next are computed; memory does not grow with their number.
 
     Args:
         network: gives the logits of the data set's K classes.
-        files: says where the scenes are, and writes the results.
-        scenes: may lack modalities, not all; labels are not looked at.
-        inference: how the network looks at them. Scenes that share a forward pass have the same modalities and size,
-            and are never taken across a multiple of its stride, so that a run over any of these groups computes the
+        files: has the scenes' folder, and writes the results.
+        scenes: may lack some modalities, not all; labels are not read.
+        inference: the settings of inference. Scenes in the same forward pass have the same modalities and size. A
+            forward pass never crosses a multiple of the stride, so that a run over any of these groups computes the
             same.
-        tell: takes each scene's line for the ledger, in the order of the scenes, once its files are written.
-        skip_bad: list scenes that cannot be read and continue; otherwise the first one ends the work.
-        in_threads: threads read ahead, not processes.
+        tell: called with each scene's line for the ledger, in the order of the scenes, once its files are written.
+        skip_bad: list unreadable scenes and continue; otherwise the first one ends the run.
+        in_threads: load data in threads, not in processes.
 
     Raises:
-        DataError: a scene cannot be read and ``skip_bad`` is off; those before it are written and reported.
+        DataError: a scene cannot be read and ``skip_bad`` is off; the scenes before it are written and reported.
         EnvironmentFault: a result cannot be written.
     """
     source = unlabeled_scenes(
@@ -114,14 +114,14 @@ def look(
     classes: int,
     wanted: Wanted,
 ) -> Iterator[Seen | DataError]:
-    """Show a network scenes, those together that may share a forward pass; gives them, or their faults, in order.
+    """Run a network on scenes, together in a forward pass if possible; yields results, or errors, in order.
 
     Args:
         network: gives the logits of K classes.
         source: the scenes, as they are read.
-        inference: how the network looks at them.
+        inference: the settings of inference.
         classes: K.
-        wanted: what is decided of each pixel.
+        wanted: what is computed for each pixel.
     """
     modalities = {modality.name: modality for modality in inference.modalities}
     for together in _groups(source, most=inference.stride):
@@ -137,7 +137,7 @@ def look(
 
 
 def _groups(source: Iterator[UnlabeledScene | DataError], *, most: int) -> Iterator[list[UnlabeledScene] | DataError]:
-    """Scenes that share a forward pass, and the errors between them, in order."""
+    """Groups of scenes for a forward pass, and the errors between them, in order."""
     while chunk := list(itertools.islice(source, most)):
         for together in batches(chunk, most=most, key=_frame_shapes):
             yield from (each for each in together if isinstance(each, DataError))
@@ -147,25 +147,25 @@ def _groups(source: Iterator[UnlabeledScene | DataError], *, most: int) -> Itera
 
 
 def _frame_shapes(scene: UnlabeledScene | DataError) -> Hashable:
-    """What must agree for scenes to share a forward pass."""
+    """The shapes that must be equal for scenes in the same forward pass."""
     return None if isinstance(scene, DataError) else (scene.modalities, scene.frames[0].shape)
 
 
 @dataclass(eq=False)
 class _PendingWrite(Generic[Result]):
-    """A piece of work: known before it is handed in, and until its result is reported.
+    """A task, recorded before it is submitted and until its result is reported.
 
-    A signal may interrupt the caller between any two steps: work that is done and that nobody knows of would leave
-    files without a line.
+    A signal may interrupt the caller between any two steps. A finished task without a record would leave files without
+    a line.
     """
 
     needed_bytes: int
     future: Future[Result] = field(default_factory=Future)
     is_reported: bool = False
-    """Its report has begun: the line may be there, so that the files must stay."""
+    """Whether its report has begun: the line may exist, so the files must stay."""
 
     def run(self, work: Callable[[], Result]) -> None:
-        """Do it, unless it was canceled in the meantime."""
+        """Run it, unless it was canceled."""
         if self.future.set_running_or_notify_cancel():
             try:
                 self.future.set_result(work())
@@ -174,17 +174,17 @@ class _PendingWrite(Generic[Result]):
 
 
 class WriteBehind(Generic[Result]):
-    """Writes behind the computing: a few threads do pieces of work, whose results are reported in order.
+    """Writes in the background: a few threads run tasks, whose results are reported in order.
 
-    OpenCV's PNG encoder and the disk's sync leave Python's lock alone, so that threads are enough. A context
-    manager. At its end all work is done and reported. If an exception of the block ends it, what was handed in before
-    is still done and reported; if a signal ends it, only what has begun. If a piece of work fails, its error leaves the
-    block (from ``add`` or at the end), and no result behind it is reported.
+    Threads are sufficient, because OpenCV's PNG encoder and the disk's sync release Python's lock. A context manager.
+    At its end all tasks are done and reported. If an exception ends the block, tasks submitted before are still done
+    and reported; if a signal ends it, only tasks that have started. If a task fails, its error leaves the block (from
+    ``add`` or at the end), and no later result is reported.
 
     Args:
-        tell: takes each result, in the thread that calls ``add``; where a signal interrupts it, twice.
-        undo: takes each result that is there and must not be reported.
-        threads: how many.
+        tell: called with each result, in the thread that calls ``add``; twice if a signal interrupts it.
+        undo: called with each result that must not be reported.
+        threads: number of threads.
     """
 
     def __init__(
@@ -196,14 +196,14 @@ class WriteBehind(Generic[Result]):
         self._waiting_bytes = 0
 
     def add(self, work: Callable[[], Result], *, needed_bytes: int = 0) -> None:
-        """Hand in a piece of work, and report what is done; waits while too much memory is taken.
+        """Submit a task, and report finished ones; waits while too much memory is used.
 
         Args:
-            work: makes a result.
-            needed_bytes: what it takes until it is done.
+            work: returns a result.
+            needed_bytes: memory needed until it is done.
 
         Raises:
-            Exception: what an earlier piece of work raised.
+            Exception: the error of an earlier task.
         """
         while self._waiting and (
             len(self._waiting) >= MOST_WAITING
@@ -216,7 +216,7 @@ class WriteBehind(Generic[Result]):
         self._waiting.append(pending)
         try:
             self._pool.submit(pending.run, work)
-        except BaseException:  # whether it was handed in or not, it is not done, or waited for
+        except BaseException:  # even if it was submitted, it is not run or waited for
             pending.future.cancel()
             raise
 
@@ -241,7 +241,7 @@ class WriteBehind(Generic[Result]):
             self._give_up()
 
     def _settle(self, kind: type[BaseException]) -> None:
-        """Report what was handed in before an error of the block; after a signal, what has begun."""
+        """Report tasks submitted before an error of the block; after a signal, tasks that have started."""
         if not issubclass(kind, Exception):
             for each in self._waiting:
                 each.future.cancel()
@@ -250,9 +250,10 @@ class WriteBehind(Generic[Result]):
                 self._tell_first()
 
     def _tell_first(self) -> None:
-        """Wait for the oldest piece of work, and report its result.
+        """Wait for the oldest task, and report its result.
 
-        It waits until its report is over: a signal on the way has it reported again at the end of the block.
+        The record stays until the report is over, so that after a signal the result is reported again at the end of the
+        block.
         """
         first = self._waiting[0]
         try:
@@ -271,7 +272,7 @@ class WriteBehind(Generic[Result]):
         self._waiting_bytes -= first.needed_bytes
 
     def _cancel(self) -> None:
-        """Let nothing begin any more, and undo what was done behind a failure."""
+        """Cancel tasks that have not started, and undo results after a failure."""
         while self._waiting:
             pending = self._waiting.popleft()
             if not pending.future.cancel() and not pending.is_reported:
@@ -279,7 +280,7 @@ class WriteBehind(Generic[Result]):
                     self._undo(pending.future.result())
 
     def _give_up(self) -> None:
-        """Undo what could not be reported, and end the threads."""
+        """Undo results that could not be reported, and end the threads."""
         try:
             self._cancel()
         finally:
@@ -287,6 +288,6 @@ class WriteBehind(Generic[Result]):
 
 
 def default_threads() -> int:
-    """As many as this process has cores; more where those are few: they mostly wait for the disk, which syncs many
+    """The number of this process's cores, or more if these are few: threads mostly wait for the disk, which syncs many
     files nearly as fast as one."""
     return min(MOST_THREADS, max(FEWEST_THREADS, surroundings.cores()))

@@ -1,5 +1,5 @@
-"""``memorysam report``: what pages say about folders of ours; :mod:`memorysam_cli.report.pages` draws them.
+"""``memorysam report``: the content of the report pages; :mod:`memorysam_cli.report.pages` renders them.
 
-``folders`` finds out what a folder holds; ``run_pages`` writes the page, and gathers what it shows of a run and of two
-folders that are compared; ``result_pages`` gathers what it shows of an evaluation and of a prediction.
+``folders`` finds out what a folder contains. ``run_pages`` writes the page, and collects its content for a run and for
+two folders that are compared. ``result_pages`` does so for an evaluation and for a prediction.
 """

@@ -1,6 +1,6 @@
-"""What folders hold: a training run, an evaluation or a prediction, its documents, and its scenes for a gallery.
+"""The content of folders: a training run, an evaluation or a prediction, its documents, and its scenes for a gallery.
 
-A damaged file is named, and nothing is guessed.
+The error for a damaged file names it; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
-from memorysam_cli.text import command
+from memorysam_cli.text import command, counted
 
 FolderKind = Literal["training", "evaluation", "prediction"]
 Facts = dict[str, Any]
-"""What a page's template shows, or what a document of ours holds."""
+"""Values for a page's template, or the content of one of our documents."""
 PICTURE_KINDS = {".png": "png", ".jpg": "jpeg"}
 ROOM = pages.MOST_BYTES * 2 // 3
 """Characters for pictures; the rest is for curves, tables and the recipe."""
@@ -29,7 +29,7 @@ def latest() -> Path:
     """The newest run.
 
     Raises:
-        UsageError: nothing was trained here.
+        UsageError: there is no run.
     """
     folder = RUNS / LATEST
     if not folder.is_dir():
@@ -38,10 +38,10 @@ def latest() -> Path:
 
 
 def kind(folder: Path) -> FolderKind:
-    """What a folder holds, by its files.
+    """The kind of a folder, by its files.
 
     Raises:
-        UsageError: nothing that a report can be made of; says what was looked for.
+        UsageError: there is nothing to report on; the message names what was expected.
     """
     if RunFolder(folder).holds_run():
         return "training"
@@ -61,10 +61,10 @@ def newest_evaluation(run: Path, *, name: str = NAMES["metrics"]) -> Path | None
 
     Args:
         run: the run's folder.
-        name: of the file that is looked for.
+        name: name of the file to find.
     """
     scored = [path.parent for path in (run / "evaluate").rglob(name)]
-    # Fewer folders deep: parts of the modalities and other views lie inside the plain result.
+    # The shallowest folder: results of some modalities and of other views are inside the default result.
     return min(scored, key=lambda path: (len(path.parts), -(path / name).stat().st_mtime_ns)) if scored else None
 
 
@@ -73,7 +73,7 @@ def _metrics(folder: Path) -> Path:
 
 
 def read(path: Path) -> Facts:
-    """A JSON object of ours; empty if the file is not there.
+    """A JSON object of ours; empty if the file does not exist.
 
     Raises:
         DataError: it is damaged, or of another version.
@@ -101,12 +101,12 @@ def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
 
 
 def scene(name: str, words: Iterable[str | None], layers: Sequence[Mapping[str, str]]) -> Facts:
-    """A scene as the templates take it."""
+    """A scene in the form of the templates."""
     return {"name": name, "caption": " · ".join(word for word in words if word), "layers": list(layers)}
 
 
 def layer(key: str, title: str, path: Path) -> dict[str, str]:
-    """A layer whose picture is a file."""
+    """A layer from a picture file."""
     return {
         "key": key,
         "title": title,
@@ -115,9 +115,9 @@ def layer(key: str, title: str, path: Path) -> dict[str, str]:
 
 
 def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]:
-    """The first scenes that there is room for, and a note if that is not all.
+    """The first scenes that fit into the page, and a note if some do not.
 
-    A picture stands twice in the page: for the viewer, and the first one for the list.
+    A picture is in the page twice: for the viewer, and the first one for the list.
     """
     first, size = [], 0
     for each in scenes:
@@ -127,4 +127,7 @@ def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]
         first.append(each)
     if len(first) == len(scenes):
         return first, ""
-    return first, f"{len(scenes) - len(first)} of {len(scenes)} scenes are left out, so that this file stays small."
+    return (
+        first,
+        f"{len(scenes) - len(first)} of {counted(len(scenes), 'scene', 'is')} left out, so that this file stays small.",
+    )

@@ -1,4 +1,4 @@
-"""What the reports of results say: of an evaluation, of robustness benchmarks alone, and of a prediction."""
+"""The content of reports on results: an evaluation, robustness benchmarks alone, and a prediction."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ BENCHMARKS = {
     "nm": "Noisy sensors",
 }
 LEVEL_OF = {"drop": "dropped", "zero": "zeroed"}
-"""What the one level of a benchmark ``any`` is called where it has no name, by what a missing sensor was."""
+"""The name of the single level of a benchmark ``any``, by how a missing sensor was replaced."""
 ANY = Modality(name="any", kind="depth")
-"""Of a file whose meaning is not known any more: only what it says itself is not a measurement."""
+"""Stands for the modality of a file whose meaning is unknown; only the file's own nodata values count."""
 GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
-"""Of the gallery, spread evenly over the prediction."""
+"""Number of scenes in the gallery, spread evenly over the prediction."""
 SHOWN_FAILURES = 200
 PREDICTION_SECTIONS = (
     ("scenes", "Scenes"),
@@ -46,7 +46,7 @@ PREDICTION_SECTIONS = (
 
 
 def gather_evaluation(folder: Path) -> Facts:
-    """Everything that the template ``evaluation`` shows of a folder of results.
+    """The values of the template ``evaluation`` for a folder of results.
 
     Raises:
         DataError: a file is damaged, or was written by another version.
@@ -70,7 +70,7 @@ def gather_evaluation(folder: Path) -> Facts:
 
 
 def _of_robustness(folder: Path) -> Facts:
-    """A folder that holds benchmarks alone."""
+    """A folder that has only benchmarks."""
     path = min(folder.glob("robustness-*.json"))
     report = folders.read(path)
     with documents.understood(path):
@@ -105,24 +105,24 @@ def section(folder: Path, report: Facts) -> Facts:
 
 
 def sections(shown: Facts) -> list[tuple[str, str]]:
-    """Ids and names of the sections that :func:`section` fills."""
+    """Ids and names of the sections of :func:`section`."""
     names = [("classes", "Classes"), ("confusion", "Confusion")]
     names += [("conditions", "Conditions")] * bool(shown["parts"]) + [("sensors", "Sensors")] * bool(shown["sensors"])
     return [*names, ("scenes", "Scenes")]
 
 
 def headline(report: Facts) -> str:
-    """What the figures are of, in a line."""
+    """The subject of the scores, in a line."""
     words = [f"{report['protocol']} protocol", counted(report["scenes"], "scene"), ", ".join(report["modalities"])]
     return " · ".join([*words, *way_of_looking(report, "missing modalities as zeros")])
 
 
 def way_of_looking(report: Facts, zeros: str) -> list[str]:
-    """What makes an evaluation's figures others than those of a plain look; none for a plain one.
+    """How an evaluation differs from the default settings; empty if it does not.
 
     Args:
         report: of an evaluation.
-        zeros: how missing modalities that are fed as zeros are called.
+        zeros: the words for missing modalities that are replaced by zeros.
     """
     words = ["test-time augmentation"] if report["tta"] else []
     words += ["tiled"] if report["tile"] else []
@@ -131,14 +131,14 @@ def way_of_looking(report: Facts, zeros: str) -> list[str]:
 
 
 def tiles(report: Facts) -> list[tuple[str, str, str]]:
-    """The headline's figures: name, value, small print."""
+    """The main scores: name, value, small print."""
     other = "native" if report["protocol"] == "resized" else "resized"
     second = report["protocols"][other]
     absent = sum(1 for each in report["classes"] if not each["pixels"])
     small = (
         f"{report['miou_present']:.2f} over those with ground truth"
         if absent
-        else f"over {len(report['classes'])} class{'es' * (len(report['classes']) > 1)}"
+        else f"over {counted(len(report['classes']), 'class')}"
     )
     return [
         ("mIoU", f"{report['miou']:.2f}", small),
@@ -151,7 +151,7 @@ def tiles(report: Facts) -> list[tuple[str, str, str]]:
 
 
 def class_rows(report: Facts) -> list[Facts]:
-    """The classes with their colors and shares of the pixels; percent."""
+    """The classes with their colors and shares of the pixels, in %."""
     scored = max(1, report["pixels"]["scored"])
     colors = report.get("palette") or [GRAY] * len(report["classes"])
     return [
@@ -177,7 +177,7 @@ def _matrix(folder: Path, report: Facts) -> Any:
 
 
 def _parts(report: Facts) -> list[Facts]:
-    """Tables of conditions, failures and splits; a single split is the whole."""
+    """Tables of conditions, failures and splits; without that of a single split."""
     return [
         {"name": name, "rows": [{"name": label, **part} for label, part in report[key].items()]}
         for key, name in PARTS.items()
@@ -201,13 +201,13 @@ def _heat_cell(part: Mapping[str, Any] | None) -> Facts | None:
 
 
 def _sensors(folder: Path, report: Facts) -> list[Facts]:
-    """Bars of the mIoU with parts of the sensors: evaluations of such parts inside the folder, and the benchmarks."""
+    """Bars of the mIoU with some of the sensors: from evaluations inside the folder, and from the benchmarks."""
     rows = [{"name": _look_name(report), "value": report["miou"]}]
     for path in sorted(folder.glob(f"*/{NAMES['metrics']}")):
         part = folders.read(path)
         with documents.understood(path):
             row = {"name": _look_name(part), "value": float(part["miou"])}
-        # A result of other weights or scenes that stayed in the folder compares with nothing here.
+        # Old results of other weights or scenes in the folder cannot be compared.
         if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
             rows.append(row)
     groups = [{"title": "Sensors and settings", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
@@ -215,7 +215,7 @@ def _sensors(folder: Path, report: Facts) -> list[Facts]:
 
 
 def _look_name(report: Facts) -> str:
-    """The sensors of an evaluation, and how they were looked at where that is not the plain way."""
+    """The sensors of an evaluation, and its settings if they are not the default."""
     words = way_of_looking(report, "others as zeros")
     return "+".join(report["modalities"]) + (f" ({', '.join(words)})" if words else "")
 
@@ -246,11 +246,11 @@ def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
 
 
 def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, dict[str, Facts]]:
-    """The benchmark ``any`` of a folder: its report, and its levels ``dropped`` and ``zeroed``, as far as there are.
+    """The benchmark ``any`` of a folder: its report, and its levels ``dropped`` and ``zeroed``, if it has them.
 
     Args:
         folder: of results.
-        protocol: of the figures; None: that of the first benchmark there is.
+        protocol: of the scores; None: that of the first benchmark.
 
     Raises:
         DataError: a file is damaged, or was written by another version.
@@ -264,14 +264,14 @@ def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, 
                 continue
             found = found or benchmark
             if any(benchmark[key] != found[key] for key in ("weights_sha256", "split_sha256", "protocol")):
-                continue  # of other weights, and stayed in the folder
-            for level in benchmark["levels"]:  # of earlier versions, and where one was requested, it has no name
+                continue  # old results of other weights
+            for level in benchmark["levels"]:  # without a name in earlier versions, and if only one was requested
                 levels.setdefault(level["level"] or LEVEL_OF[benchmark["missing"]], level)
     return found, levels
 
 
 def _set_name(sensors: Mapping[str, Any], *, kind: str) -> str:
-    """Which sensors a row of a benchmark is about: those that are fed, or those that fail."""
+    """The sensors of a benchmark's row: those that are fed, or those that fail."""
     if kind in ("any", "emm") or not sensors["missing"]:
         return "+".join(sensors["available"])
     return f"failing: {', '.join(sensors['missing'])}"
@@ -295,7 +295,7 @@ def _evaluation_provenance(report: Facts) -> Sequence[tuple[str, str]]:
 
 
 def gather_prediction(folder: Path) -> Facts:
-    """Everything that the template ``prediction`` shows of a folder of masks.
+    """The values of the template ``prediction`` for a folder of masks.
 
     Raises:
         DataError: a file is damaged, or was written by another version.
@@ -336,7 +336,8 @@ def gather_prediction(folder: Path) -> Facts:
 
 
 def _ledger(ledger: Path) -> tuple[int, int, list[Facts], list[Facts]]:
-    """How many scenes are done and left out, the first of these, and those of the gallery; in bounded memory."""
+    """The numbers of done and left-out scenes, the first left-out ones, and the scenes of the gallery; in bounded
+    memory."""
     done = sum(1 for line in _lines(ledger) if line["status"] == "done")
     wanted = {index * done // SHOWN_SCENES for index in range(SHOWN_SCENES)}
     chosen: list[Facts] = []
@@ -357,13 +358,13 @@ def _lines(ledger: Path) -> Iterator[Facts]:
 
 
 def _shares(classes: Sequence[Facts], *, others: int) -> list[Facts]:
-    """The classes with their shares of all pixels, of which some are of none."""
+    """The classes with their shares of all pixels, including pixels without a class."""
     total = max(1, others + sum(each.get("pixels", 0) for each in classes))
     return [{**each, "pixels": each.get("pixels", 0), "share": 100 * each.get("pixels", 0) / total} for each in classes]
 
 
 def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Color]) -> Facts:
-    """A scene's sensors as far as their files are still there, its mask, and its confidence if that was kept."""
+    """A scene's sensors, as far as their files still exist, its mask, and its confidence if it was stored."""
     layers, root = [], _inputs_root(report)
     for name, paths in line["inputs"].items():
         shown = _frame(root / _inside(paths[0]))
@@ -379,7 +380,7 @@ def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequ
 
 
 def _map(path: Path) -> NDArray[Any]:
-    """A mask or a confidence as stored: (H, W) whole numbers."""
+    """A mask or a confidence as stored: (H, W) integers."""
     array = images.read(path)
     if array.ndim != 2 or array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{path.name} is an array of {array.dtype} with {array.ndim} axes")
@@ -387,15 +388,15 @@ def _map(path: Path) -> NDArray[Any]:
 
 
 def _inputs_root(report: Facts) -> Path:
-    """Where the scenes lay; a report of an earlier version has only the path that was typed."""
+    """The folder of the scenes; a report of an earlier version has only the path that the user gave."""
     return Path(report.get("inputs_root") or report.get("inputs", "."))
 
 
 def _inside(path: str) -> str:
-    """A path of a ledger, if it stays inside its folder: a page must not carry other files away.
+    """A path of a ledger, if it stays inside its folder, because a page must not include other files.
 
     Raises:
-        ValueError: it is absolute, or leads out.
+        ValueError: it is absolute, or leads out of the folder.
     """
     if not is_inside(path):
         raise ValueError(f"{path!r} leads out of its folder")
@@ -403,7 +404,7 @@ def _inside(path: str) -> str:
 
 
 def _frame(path: Path) -> pictures.Picture | None:
-    """A sensor's file as a small picture; None where it is gone, or cannot be read any more."""
+    """A sensor's file as a small picture; None if it does not exist or cannot be read any more."""
     try:
         header, frame = images.load(path)
         invalid = find_invalid(frame, ANY, tag=header.nodata)

@@ -1,7 +1,7 @@
-"""From folders to one HTML file: it is written here, and here is what the report of a run and of a comparison says.
+"""From folders to one HTML file; and the content of the report of a run and of a comparison.
 
-First the file; then the page of a training run, which has that of its newest evaluation inside
-(:mod:`~memorysam_cli.engine.reporting.result_pages`); then the page of two folders that are compared.
+First the file; then the page of a training run, which includes its newest evaluation
+(:mod:`~memorysam_cli.engine.reporting.result_pages`); then the page of a comparison of two folders.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from memorysam_cli.text import command, counted, duration, megabytes
 NAME = "report.html"
 MEANS = {"miou": "mIoU", "miou_present": "mIoU of present", "mf1": "mF1", "macc": "mAcc"}
 SAME = {"dataset": "data set", "split": "split", "protocol": "protocol", "split_sha256": "list of scenes"}
-"""What two evaluations must share for their figures to compare, and its name."""
+"""Values that must be equal for two evaluations to be comparable, and their names."""
 LONGEST_WORD = 60
-"""Letters of a value that a sentence can hold: more than a name, less than a sum."""
+"""Largest number of letters of a value in a sentence: more than a name, less than a checksum."""
 FULL_BAR = 25.0
-"""Points of IoU that fill half a bar, at least."""
+"""Smallest number of points of IoU for half a bar."""
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A page that was written."""
+    """A written page."""
 
     kind: str
     out: Path
@@ -49,10 +49,10 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
 
     Args:
         folder: one or two.
-        out: the file; none for ``report.html`` in the folder, or ``report.html`` here for two.
+        out: the file; None for ``report.html`` in the folder, or ``report.html`` in the current folder for two.
 
     Raises:
-        UsageError: no folder of ours, more than two, or ``out`` is a folder.
+        UsageError: not a folder of ours, more than two, or ``out`` is a folder.
         DataError: a file is damaged, or was written by another version.
         EnvironmentFault: the page cannot be written.
     """
@@ -63,7 +63,7 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
     gather = GATHER[folders.kind(folder[0])] if len(folder) == 1 else gather_comparison
     atomic.refuse_unwritable(path.parent)
-    with documents.understood(folder[0]):  # what no closer look has found, up to what the page makes of a value
+    with documents.understood(folder[0]):  # any other wrong form of a value
         facts = gather(*folder)
         text = pages.render(facts["kind"], **facts)
     if facts["kind"] == "comparison":
@@ -79,7 +79,7 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
 
 
 ChartPlan = tuple[str, str, str, tuple[str, ...]]
-"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+"""Name, title, unit, and values from ``metrics.jsonl`` of a chart."""
 CHARTS: tuple[ChartPlan, ...] = (
     ("miou", "Validation", "%", ("miou", "miou_native", "mf1", "macc")),
     ("lr", "Learning rate", "", ("lr",)),
@@ -87,16 +87,16 @@ CHARTS: tuple[ChartPlan, ...] = (
     ("throughput", "Throughput", "scenes per second", ("scenes_per_second",)),
     ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
 )
-"""The charts beside those of the losses."""
+"""The charts besides those of the losses."""
 VALUE_NAMES = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
-"""Values by other names than their keys."""
+"""Values whose names differ from their keys."""
 PLAIN = {"miou", "lr", "memory"}
 """Charts whose values are not noisy; the others are smoothed."""
 FROM_ZERO = {"throughput", "memory", "miou"}
 PICTURE_SIDE = 1600
-"""Pixels: scenes side by side, with words that can be read."""
+"""Width in pixels at which scenes side by side have readable text."""
 PICTURE_ROOM = 2_400_000
-"""Characters for all pictures; an evaluation's scenes and the curves have room of their own."""
+"""Characters for all pictures; an evaluation's scenes and the curves have their own space."""
 PICTURES = {
     "First batch, as the network saw it": "first-batch.png",
     "Validation scenes": "validation.png",
@@ -105,7 +105,7 @@ PICTURES = {
 
 
 def gather_training(folder: Path) -> Facts:
-    """Everything that the template ``training`` shows of a run.
+    """The values of the template ``training`` for a run.
 
     Raises:
         DataError, UsageError: a file is damaged, or was written by another version.
@@ -142,7 +142,7 @@ def gather_training(folder: Path) -> Facts:
 def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
     """All charts of a run, by the names of its losses.
 
-    The first loss is drawn with the sum, of which it is most; each other one has a chart of its own.
+    The first loss is drawn with the sum, because it is most of it; each other loss has a chart of its own.
     """
     first, *further = terms
     losses: list[ChartPlan] = [("loss", "Loss", "", ("loss", first))]
@@ -151,7 +151,7 @@ def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
 
 
 def draw_all(runs: Sequence[tuple[str, Sequence[Facts]]], terms: Sequence[str]) -> list[Chart]:
-    """Those of :func:`charts_of` that have a value; ``runs`` are name and rows of each."""
+    """The charts of :func:`charts_of` with values; ``runs`` are name and rows of each."""
     return [chart for each in charts_of(terms) if (chart := draw(each, runs)) is not None]
 
 
@@ -159,8 +159,8 @@ def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart 
     """One chart.
 
     Args:
-        what: which.
-        runs: name and rows of each; of several runs the first value alone is compared, under their names.
+        what: the chart.
+        runs: name and rows of each; of several runs only the first value is compared, under their names.
     """
     name, title, unit, keys = what
     keys = keys if len(runs) == 1 else keys[:1]
@@ -179,7 +179,7 @@ def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart 
 
 
 def smoothed(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """The course of many values, as ``curves.png`` draws it; few have none."""
+    """The smoothed curve of many values, as in ``curves.png``; none for few values."""
     if len(points) < figures.FEW:
         return []
     values = [math.nan if value is None else value for _, value in points]
@@ -188,10 +188,10 @@ def smoothed(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, 
 
 
 def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
-    """What a recipe changes against the shipped one of its name, or else against the shipped one that is nearest.
+    """The changes of a recipe relative to the shipped one of its name, or else to the most similar shipped one.
 
     Returns:
-        Which one that is, and the keys that differ, with the parent's value and its own.
+        The name of that recipe, and the keys that differ, with both values.
     """
     if trained.name in recipes.shipped():
         parent, words = recipes.load(trained.name), f"the shipped recipe '{trained.name}'"
@@ -203,13 +203,13 @@ def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Dotted keys whose values differ, and both values; ``–`` where one has none."""
+    """Dotted keys whose values differ, and both values; ``–`` if one has none."""
     a, b = (dict(comparing.leaves(each)) for each in (first, second))
     return [(key, _cell(a.get(key)), _cell(b.get(key))) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
-    """Where and with what a run was made."""
+    """Machine and versions of a run."""
     facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
     rows += [("data root", run.stored_data()["root"])] if run.stored_data() else []
@@ -244,7 +244,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
 
 
 def _run_warnings(run: RunFolder) -> list[str]:
-    """What a reader must know: how the run ended, what it left out, and that it was resumed."""
+    """Warnings for the reader: how the run ended, left-out scenes, resumes."""
     lines = [] if run.result.is_file() else [f"This run has not finished; continue with: {resume_command(run.path)}"]
     if run.diverged.is_file():
         lines.append("This run diverged; diverged.json names the scenes of that update.")
@@ -258,7 +258,7 @@ def _run_warnings(run: RunFolder) -> list[str]:
 
 
 def _pictures(run: RunFolder) -> list[Facts]:
-    """The run's samples, as far as there is room: of others the page says where they lie (``src`` is empty)."""
+    """The run's samples, as far as there is space; for others the page shows the path (``src`` is empty)."""
     places = [(title, run.samples / name) for title, name in PICTURES.items()]
     entries: list[Facts] = []
     for title, path in places:
@@ -277,10 +277,10 @@ def _cell(value: Any) -> str:
 
 
 def gather_comparison(first: Path, second: Path) -> Facts:
-    """Everything that the template ``comparison`` shows.
+    """The values of the template ``comparison``.
 
     Raises:
-        UsageError: a prediction, or evaluations that do not compare.
+        UsageError: a prediction, or evaluations that cannot be compared.
         DataError: a file is damaged, or was written by another version.
     """
     folder = (first, second)
@@ -327,7 +327,7 @@ def _evaluation(folder: Path) -> Facts:
 
 
 def _why_not(a: Facts, b: Facts, folder: tuple[Path, Path]) -> str:
-    """Why two evaluations do not compare; empty if they do."""
+    """Why two evaluations cannot be compared; empty if they can."""
     for report, each in zip((a, b), folder, strict=True):
         if not report:
             return f"{each} has no evaluation yet; {_evaluation_line(RunFolder(each))}"
@@ -340,21 +340,21 @@ def _why_not(a: Facts, b: Facts, folder: tuple[Path, Path]) -> str:
 
 
 def _differ(name: str, a: Any, b: Any) -> str:
-    """That two things are not of the same."""
+    """A message that two things have different subjects."""
     if isinstance(a, str) and isinstance(b, str) and len(a) < LONGEST_WORD:
         return f"the one is of {name} {a}, the other of {b}"
     return f"the one is of another {name} than the other"
 
 
 def _evaluation_line(run: RunFolder) -> str:
-    """What to type so that a run has an evaluation."""
+    """The command that evaluates a run."""
     if not run.best.is_file():
         return f"it has no weights either, continue with: {resume_command(run.path)}"
     return f"type: {command('evaluate', '--weights', run.best)}"
 
 
 def _trained_apart(first: RunFolder, second: RunFolder) -> str:
-    """Why the validations of two runs do not compare; empty if they do."""
+    """Why the validations of two runs cannot be compared; empty if they can."""
     data = [recipes.load(each.path / RECIPE, is_stored=True).data for each in (first, second)]
     stored = [each.stored_data().get("content_hash", "") for each in (first, second)]
     if data[0].dataset != data[1].dataset:
@@ -367,21 +367,22 @@ def _trained_apart(first: RunFolder, second: RunFolder) -> str:
 
 
 def _comparison_warnings(apart: str, note: str, of_sensors: str) -> list[str]:
-    """What a reader of a comparison must know first."""
+    """Warnings for the reader of a comparison."""
     lines = [f"These two runs do not compare: {apart}."] if apart else []
     lines += [f"Their evaluations do not compare: {note}."] * bool(note)
     return lines + [f"Their sets of sensors do not compare: {of_sensors}."] * bool(of_sensors)
 
 
 def _sensors(folder: tuple[Path, Path], *, protocol: str | None) -> Facts:
-    """What is left of both when sensors are missing, where both have the benchmark ``any``.
+    """The scores of both with missing sensors, if both have the benchmark ``any``.
 
     Args:
         folder: both.
-        protocol: of the evaluations that are compared; None: that of the benchmarks.
+        protocol: of the compared evaluations; None: that of the benchmarks.
 
     Returns:
-        ``groups``, one for each manner of missing (none: nothing to compare); ``note``, why not, though both have it.
+        ``groups``, one for each way of replacing missing sensors (empty: nothing to compare); ``note``: why they are
+        not compared, if both have the benchmark.
     """
     (a, of_a), (b, of_b) = (result_pages.subset_levels(_subsets(each), protocol=protocol) for each in folder)
     nothing: Facts = {"groups": [], "note": "", "between": (a, b)}
@@ -395,23 +396,23 @@ def _sensors(folder: tuple[Path, Path], *, protocol: str | None) -> Facts:
 
 
 def _subsets(folder: Path) -> Path:
-    """Where the benchmarks of a folder are: of a run, with its newest evaluation that has one."""
+    """The folder of the benchmarks: for a run, its newest evaluation that has one."""
     if not RunFolder(folder).holds_run():
         return folder
     return folders.newest_evaluation(folder, name="robustness-any.json") or folder
 
 
 def _group(name: str, a: Facts, b: Facts) -> Facts:
-    """The sets of sensors of two models: what is looked at first, and every one."""
+    """The sets of sensors of two models: the most important ones, and all."""
     pairs = list(zip(a["sets"], b["sets"], strict=True))
     worst = [min(each["sets"], key=lambda one: float(one["miou"])) for each in (a, b)]
     names = ["+".join(each["available"]) for each in worst]
     whose = names[0] if names[0] == names[1] else f"A: {names[0]}, B: {names[1]}"
     rows = [
         ("All sensors", a["sets"][0], b["sets"][0]),
-        (f"Mean of {len(pairs)} sets", a["average"], b["average"]),
+        (f"Mean of {counted(len(pairs), 'set')}", a["average"], b["average"]),
         (f"Worst set ({whose})", *worst),
-        # The sets are in the order of what is missing: the last sensor is the first one alone.
+        # Sets are ordered by the missing sensors, so the first set with one sensor has the last sensor.
         *((f"{one['available'][0]} alone", one, other) for one, other in pairs[::-1] if len(one["available"]) == 1),
     ]
     widest = max(1.0, *(float(each["miou"]) for pair in pairs for each in pair))
@@ -427,7 +428,7 @@ def _group(name: str, a: Facts, b: Facts) -> Facts:
 
 
 def _class_rows(a: Facts, b: Facts) -> list[Facts]:
-    """Class by class: both IoU and how far they lie apart; the greatest loss first."""
+    """Class by class: both IoU and their difference; the largest loss first."""
     pairs = list(zip(result_pages.class_rows(a), result_pages.class_rows(b), strict=True))
     widest = max(FULL_BAR, *(abs(after["iou"] - before["iou"]) for before, after in pairs))
     rows = [
@@ -457,7 +458,7 @@ def _comparison_headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared:
 
 
 def _what_differs(folder: tuple[Path, Path], a: Facts, b: Facts) -> list[tuple[str, str, str]]:
-    """Values of the recipes and facts of the environments that are not the same."""
+    """Values of the recipes and environments that differ."""
     if all(RunFolder(each).holds_run() for each in folder):
         first, second = (recipes.load(each / RECIPE, is_stored=True).model_dump(mode="json") for each in folder)
         around = [folders.read(each / "environment.json") for each in folder]

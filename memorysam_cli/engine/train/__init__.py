@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints, and how a run begins or continues."""
+"""Training: the loop, its checkpoints, and how a run starts or resumes."""

@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment costs nothing.
+"""Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment loses nothing.
 
-What a checkpoint holds, then its way: the state is taken, written, found again, read, compared with the run that wants
-to continue, and put back. Which there are, and whether they are whole, is found out without torch.
+The content of a checkpoint comes first, then the steps: take the state, write it, find it, read it, compare it with the
+run that wants to continue, and restore it. Finding and verifying checkpoints needs no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memorysam_cli.model import Metric
 from memorysam_cli.recipe import Recipe, Robust, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
-from memorysam_cli.text import requirement
+from memorysam_cli.text import counted, requirement
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 MANIFEST = "MANIFEST.json"
 TENSORS = ("model", "optimizer", "rng")
 UPDATES = "updates"
-"""The optimizer's tensor that keeps its file from being empty before the first update."""
+"""A tensor that keeps the optimizer's file from being empty before the first update."""
 MAY_CHANGE = {
     "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "robust.teacher.weights",
     "train.checkpoint_minutes", "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps",
     "train.patience", "train.saver",
     "train.validate_every",
 }  # fmt: skip
-"""Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
-and ``robust.teacher.weights`` the content counts, not the path."""
+"""Recipe keys that may change when a run resumes: they affect how fast and how long the run computes, not its results.
+Of ``model.init`` and ``robust.teacher.weights`` the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
     "model.projection": [],
@@ -53,9 +53,9 @@ DEFAULTS_BEFORE = {
     },
     "teacher weights": None,
 }  # fmt: skip
-"""The values of keys that older recipes did not have."""
+"""Values for keys that older recipes do not have."""
 NEWER = {"fresh"}
-"""What ``trainer.json`` of an older version does not say of the position."""
+"""Values for entries of the position that an older ``trainer.json`` does not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"
 
@@ -65,21 +65,21 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 @dataclass
 class Position:
-    """Where a run stands: all that is neither a tensor nor decided by the recipe.
+    """The position of a run: everything that is neither a tensor nor decided by the recipe.
 
     Attributes:
-        step: updates done.
-        epoch: the epoch that the next batch belongs to, from 0.
-        batch: batches of that epoch that are done.
-        best_miou: the best validation so far in percent; none before the first.
+        step: number of updates done.
+        epoch: the epoch of the next batch, from 0.
+        batch: number of batches of that epoch done.
+        best_miou: the best validation so far in %; None before the first.
         best_step: its step.
-        validation: the last validation's :class:`~memorysam_cli.model.Metric`, as JSON; its ``miou`` is none
-            where that was no number.
-        all_ignored: batches so far in which no pixel counted.
-        scenes: that were learned from so far, in all processes, each as often as it came.
-        initial: tensors that were taken from the weights of ``model.init``.
-        fresh: tensors that began otherwise, because those weights do not have them.
-        world: processes; a resumed run needs as many.
+        validation: the last validation's :class:`~memorysam_cli.model.Metric`, as JSON; its ``miou`` is None if it was
+            NaN.
+        all_ignored: number of batches so far without a labeled pixel.
+        scenes: number of training scenes so far, in all processes; a scene counts each time it is used.
+        initial: number of tensors taken from the weights of ``model.init``.
+        fresh: number of newly initialized tensors, which those weights do not have.
+        world: number of processes; a resumed run needs the same number.
         scaler: the state of the fp16 gradient scaler, if there is one.
     """
 
@@ -98,27 +98,27 @@ class Position:
 
     @property
     def is_validated(self) -> bool:
-        """Whether the weights as they are now were validated."""
+        """Whether the current weights were validated."""
         return self.validation is not None and self.validation["step"] == self.step
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that a checkpoint holds."""
+    """The content of a checkpoint."""
 
     position: Position
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
     identity: dict[str, Any]
-    """What a resumed run must share, by dotted key."""
+    """Values that a resumed run must share, by dotted key."""
     made_by: dict[str, Any] = field(default_factory=dict)
-    """Versions, threads and device that it was computed with."""
+    """Versions, threads and device of the computation."""
 
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """What ``trainer.json`` of a checkpoint says."""
+    """The content of a checkpoint's ``trainer.json``."""
 
     position: Position
     identity: dict[str, Any]
@@ -128,14 +128,14 @@ class CheckpointHeader:
 def identity_of(
     recipe: Recipe, *, dataset: str, base: str, initial: str | None, teacher: str | None = None
 ) -> dict[str, Any]:
-    """What must not change between a run and its continuation, by dotted key.
+    """The values that must be equal when a run resumes, by dotted key.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe.
         dataset: the content hash of the data set.
         base: the SHA-256 of the base weights.
-        initial: the SHA-256 of the weights that the run began from, if not from the base weights.
-        teacher: that of the weights of ``robust.teacher``, if it has any of its own.
+        initial: the SHA-256 of the weights of ``model.init``, if there are any.
+        teacher: the SHA-256 of the weights of ``robust.teacher``, if there are any.
     """
     values = dict(comparing.leaves(recipe.model_dump(mode="json")))
     kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
@@ -144,7 +144,8 @@ def identity_of(
 
 
 def conditions(accelerator: Accelerator) -> dict[str, Any]:
-    """What else decides the last bits of a result; a run may continue under others, and says so."""
+    """Other conditions that affect the last bits of a result. A run may resume under other conditions, and reports
+    it."""
     import torch
 
     return {
@@ -160,13 +161,13 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     """The state of all processes; every process must call this.
 
     Args:
-        learner: what learns.
-        position: where the run stands; its scenes are brought up to date.
-        identity: of :func:`identity_of`.
-        scenes_since: scenes of this process since the last time.
+        learner: network, optimizer and losses.
+        position: the position of the run; its number of scenes is updated.
+        identity: from :func:`identity_of`.
+        scenes_since: number of scenes of this process since the last checkpoint.
 
     Raises:
-        DivergedError: an update has left something that is not finite, in every process.
+        DivergedError: a value is not finite after an update, in every process.
     """
     import torch
     from accelerate.utils import gather_object
@@ -183,7 +184,8 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
     if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
         raise DivergedError(
-            f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
+            f"step {position.step}: the update, whose gradient was finite, left NaN or infinity in "
+            f"{counted(len(odd), 'tensor')} "
             f"({base_weights.few_names(odd)}); the checkpoint before it is kept; try a lower optim.lr"
         )
     return State(
@@ -197,18 +199,18 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
 
 
 def write(folder: Path, state: State, *, keep: int) -> Path:
-    """Save a state as ``folder/step-…`` and then remove older ones, but never below ``keep`` valid ones.
+    """Save a state as ``folder/step-…`` and then remove older checkpoints, but never below ``keep`` valid ones.
 
-    A step that was saved before, without the validation that came since, is saved again; until that is verified and in
-    its place, what was there before stays.
+    A step that was saved before, without the validation that followed, is saved again. Until the new checkpoint is
+    verified and in place, the old one stays.
 
     Raises:
-        WeightsError: what was written cannot be read back.
-        EnvironmentFault: it cannot be written.
+        WeightsError: the written files cannot be read back.
+        EnvironmentFault: the checkpoint cannot be written.
     """
     target = path_of(folder, state.position.step)
     again = target.with_name(target.name + _NEW)
-    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between its saving and its moving
+    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between saving and renaming it
         _promote(left) if is_valid(left) else set_aside(left, "corrupt")
     if target.exists() and not is_valid(target):
         set_aside(target, "corrupt")
@@ -219,7 +221,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
             if target.exists() and documents.read_json(temporary / MANIFEST) == documents.read_json(target / MANIFEST):
                 raise _AlreadySavedError
     except _AlreadySavedError:
-        _prune(folder, keep=keep)  # a kill may have come before
+        _prune(folder, keep=keep)  # a kill may have prevented it earlier
         return target
     if not is_valid(place):
         raise WeightsError(f"{place}: the written data cannot be read back unchanged; check the disk")
@@ -230,7 +232,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
 
 
 class _AlreadySavedError(Exception):
-    """What is to be saved is saved already."""
+    """This state is already saved."""
 
 
 def _fill(folder: Path, state: State) -> None:
@@ -250,7 +252,7 @@ def _sums(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _promote(again: Path) -> None:
-    """Let a step that was saved again, and verified, take its place; at every moment one of both counts."""
+    """Replace a step's checkpoint with a newer, verified one; at every moment one of both is valid."""
     target = again.with_name(again.name.removesuffix(_NEW))
     before = _out_of_the_way(target) if target.exists() else None
     with atomic.faults(target):
@@ -260,7 +262,7 @@ def _promote(again: Path) -> None:
 
 
 def _out_of_the_way(path: Path) -> Path:
-    """Rename a checkpoint that is to be removed: half removed it would look like a damaged one."""
+    """Rename a checkpoint before its removal, because half removed it would look damaged."""
     target = path.with_name(path.name + _REMOVED)
     with atomic.faults(path):
         if target.exists():
@@ -269,7 +271,7 @@ def _out_of_the_way(path: Path) -> Path:
 
 
 def _prune(folder: Path, *, keep: int) -> None:
-    """Remove what is older than the newest ``keep`` valid ones, and nothing where there are not so many."""
+    """Remove checkpoints older than the newest ``keep`` valid ones; nothing if there are fewer."""
     valid = 0
     for path in reversed(_folders(folder)):
         if valid >= keep:
@@ -279,18 +281,18 @@ def _prune(folder: Path, *, keep: int) -> None:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """The path of a step's checkpoint."""
     return folder / f"step-{step:08d}"
 
 
 def sweep(folder: Path) -> None:
-    """Finish removing what a kill left half removed; only for the one who holds the run's lock."""
+    """Finish a removal that a kill interrupted; only for the process that holds the run's lock."""
     for path in folder.glob(f"step-*{_REMOVED}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
-    """Rename a checkpoint that is damaged, or not of the branch that continues: out of the way, but not lost."""
+    """Rename a checkpoint that is damaged or not on the continued branch, so that it is neither used nor lost."""
     target = path.with_name(f"{path.name}.{suffix}")
     if target.exists():
         shutil.rmtree(target)
@@ -298,7 +300,7 @@ def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
 
 
 def is_valid(path: Path) -> bool:
-    """Whether every file that the manifest names is there with its size and SHA-256."""
+    """Whether every file in the manifest exists with its size and SHA-256."""
     try:
         wanted = documents.read_json(path / MANIFEST)
         return bool(wanted) and wanted == _sums(path)
@@ -307,7 +309,7 @@ def is_valid(path: Path) -> bool:
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint whose sums agree, and the newer ones that had to be passed over."""
+    """The newest checkpoint that verifies, and the newer ones that do not."""
     damaged: list[Path] = []
     for path in reversed(_folders(folder)):
         if is_valid(path):
@@ -317,7 +319,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def all_valid(folder: Path) -> list[Path]:
-    """The checkpoints whose sums agree, oldest first."""
+    """The checkpoints that verify, oldest first."""
     return [path for path in _folders(folder) if is_valid(path)]
 
 
@@ -333,10 +335,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """Where a valid checkpoint stands, without its tensors.
+    """The position of a valid checkpoint, without its tensors.
 
     Raises:
-        WeightsError: a key is missing, unknown or of another type: it was written by another version.
+        WeightsError: a key is missing, unknown or of another type, because another version wrote it.
     """
     where = path / "trainer.json"
     try:
@@ -351,7 +353,7 @@ def read_header(path: Path) -> CheckpointHeader:
         raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can continue with it")
     identity, made_by = content.pop("identity"), content.pop("made_by")
     try:
-        # As JSON: lists are lists.
+        # In JSON form, with lists instead of tuples.
         position = TypeAdapter(Position).validate_json(documents.to_json(content), strict=True)
         if position.validation is not None:
             Metric.model_validate({**position.validation, "miou": position.validation.get("miou") or 0}, strict=True)
@@ -369,7 +371,7 @@ def read(path: Path) -> State:
     """Load a checkpoint.
 
     Raises:
-        WeightsError: it is not a checkpoint, or its sums do not agree.
+        WeightsError: it is not a checkpoint, or it does not verify.
     """
     if not is_valid(path):
         raise WeightsError(f"{path}: is not a valid checkpoint (its {MANIFEST} is missing or does not agree)")
@@ -383,12 +385,12 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
 
     Args:
         then: the identity in the checkpoint.
-        now: that of the run that wants to continue.
+        now: the identity of the run that resumes.
         worlds: the numbers of processes, then and now.
         where: the checkpoint, for messages.
 
     Raises:
-        UsageError: the run would compute something else, or has another number of processes.
+        UsageError: the run would have other results, or has another number of processes.
     """
     then = DEFAULTS_BEFORE | {key: value for key, value in then.items() if not is_retired(key, value)}
     keys = [key for key in now | then if now.get(key) != then.get(key)]
@@ -399,15 +401,16 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
         )
     if worlds[0] != worlds[1]:
         raise UsageError(
-            f"{where}: was trained by {worlds[0]} processes and cannot be resumed by {worlds[1]}; start as many"
+            f"{where}: was trained by {counted(worlds[0], 'process')} and cannot be resumed by {worlds[1]}; start "
+            "as many"
         )
 
 
 def put_back(state: State, learner: Learner, *, where: str) -> Position:
-    """Make everything as it was when a state was taken; returns where the run stood.
+    """Restore a state; returns the position of the run.
 
     Raises:
-        WeightsError: the tensors are not of this network, or there is no state of the random numbers.
+        WeightsError: the tensors do not belong to this network, or the state of the random numbers is missing.
     """
     from memorysam_cli.engine.runtime import set_rng_state
     from memorysam_cli.model.weights import fill_own
@@ -434,7 +437,7 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
 
 
 def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
-    """The state of this process's random numbers. Without it, a run that continues would be another one."""
+    """The state of this process's random number generators. Without it, a resumed run would differ."""
     from memorysam_cli.engine.runtime import rng_state
 
     accelerator = learner.accelerator
@@ -449,7 +452,7 @@ def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.T
 
 
 def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
-    """Put optimizer and losses back; all that the checkpoint has, and no more."""
+    """Restore optimizer and losses, with exactly the content of the checkpoint."""
     from memorysam_cli.model import base_weights
 
     saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}

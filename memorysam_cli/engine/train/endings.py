@@ -1,6 +1,6 @@
-"""How a run ends: by a signal, by scenes that cannot be read, by an update that diverged, or because it is done.
+"""How a run ends: by a signal, because of unreadable scenes, by divergence, or because it is done.
 
-In that order; last, :class:`Ending` records any end for those whose launcher hides the exit code.
+The parts have this order. The last one, :class:`Ending`, records the end for launchers that hide the exit code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from memorysam_cli.errors import (
 )
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, lock, tensors
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from memorysam_cli.engine.train.update import Learner, StepResult
 
 GRACE_S = 5.0
-"""For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
+"""Seconds that the main thread has to react to a second signal and to clean up."""
 _LAST_WORDS = (
     "memorysam: error [{}]: ended immediately by a second signal; --resume continues from the last checkpoint\n"
 )
@@ -56,11 +56,11 @@ _BUG = 1
 _SHOWN_FILES = 4
 _SHOWN_SCENES = 10
 _signal_descriptors: set[int] = set()
-"""The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
+"""File descriptors through which the kernel reports signals to this process; child processes inherit them."""
 
 
 class StopRequest:
-    """Whether somebody asked to stop, and with which exit code the run then ends."""
+    """Whether a stop was requested, and the exit code of the run."""
 
     exit_code: int | None = None
     name = ""
@@ -71,14 +71,13 @@ class StopRequest:
 
 @contextmanager
 def catch_stop() -> Iterator[StopRequest]:
-    """Turn the signals that ask a program to end into a request that the training loop reads after each step.
+    """Turn the signals that end a program into a request that the training loop reads after each step.
 
-    What the caller ignores stays ignored (``nohup``), and an alarm of somebody else's stays theirs.
+    Signals that the caller ignores stay ignored (``nohup``), and another library's alarm is left alone.
 
-    The second signal does what it did before the block. Python tells of it only between two of its own steps, and a
-    thread that waits for another process, or for a device, takes none: therefore such a process is ended
-    :data:`GRACE_S` later all the same, with the signal's exit code. Whatever it was writing is written whole or not
-    at all.
+    A second signal has its original effect. Python handles signals only between two of its own steps. A thread that
+    waits for another process or a device makes none. Such a process is therefore ended :data:`GRACE_S` seconds later
+    with the signal's exit code. Files that it was writing are complete or absent.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -103,7 +102,7 @@ def catch_stop() -> Iterator[StopRequest]:
 
 
 def _is_free(number: signal.Signals) -> bool:
-    """Whether a signal may be caught here."""
+    """Whether this signal may be caught."""
     handler = signal.getsignal(number)
     is_others_alarm = number.name == "SIGALRM" and handler not in {signal.SIG_DFL, unwind}
     return handler not in {signal.SIG_IGN, None} and not is_others_alarm
@@ -111,7 +110,8 @@ def _is_free(number: signal.Signals) -> bool:
 
 @contextmanager
 def _last_resort() -> Iterator[None]:
-    """While the block runs, a thread hears of signals from the kernel, and ends what the second one has not ended."""
+    """While the block runs, a thread receives signals from the kernel and ends the process if the second signal did
+    not."""
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     is_over = threading.Event()
@@ -124,11 +124,11 @@ def _last_resort() -> Iterator[None]:
         is_over.set()
         signal.set_wakeup_fd(earlier)
         _signal_descriptors.discard(writing.fileno())
-        writing.close()  # the thread reads the end, and ends
+        writing.close()  # the thread reads the end of the file, and ends
 
 
 def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
-    """Wait for the second signal of a polite end, and then for the end."""
+    """Wait for the second signal of a clean stop, then end the process."""
     count, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
     with reading:
         while number := reading.recv(1):
@@ -141,7 +141,8 @@ def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
 
 
 def _block_before_fork() -> None:
-    """No signal reaches a child before it has forgotten its parent's descriptor: a terminal signals both at once."""
+    """Block signals until a child process has dropped its parent's descriptor, because a terminal signals both at
+    once."""
     if _signal_descriptors:
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNAL_EXIT_CODES)
 
@@ -153,7 +154,7 @@ def _unblock_after_fork() -> None:
 
 
 def _forget_in_child() -> None:
-    """A signal for a forked data worker is none for its parent."""
+    """A signal to a forked data worker must not count as one to its parent."""
     if _signal_descriptors:
         signal.set_wakeup_fd(-1)
         _signal_descriptors.clear()
@@ -166,13 +167,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Quarantine:
-    """The scenes that others stand in for (``data.max_bad``), over all processes and resumes of a run.
+    """The scenes that were replaced by others (``data.max_bad``), over all processes and resumes of a run.
 
     Args:
-        run: whose ``quarantine.jsonl`` lists them.
-        share: of the training scenes that may be listed.
+        run: its ``quarantine.jsonl`` lists them.
+        share: the share of the training scenes that may be listed.
         scenes: of the training split.
-        accelerator: the processes; each reads scenes of its own.
+        accelerator: the processes; each reads different scenes.
     """
 
     def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
@@ -182,16 +183,16 @@ class Quarantine:
             self.listed: dict[str, str] = {str(row["scene"]): str(row["why"]) for row in rows}
 
     def admit(self, batches: Sequence[Batch], *, step: int) -> None:
-        """List what these batches had to do without; every process must call this.
+        """List the unreadable scenes of these batches; every process must call this.
 
         Args:
             batches: of one update of this process.
             step: the update, from 1.
 
         Raises:
-            DataError: more scenes are listed than may be.
+            DataError: more scenes are listed than allowed.
         """
-        if not self.share:  # then the loader ends the run by itself
+        if not self.share:  # then the loader itself ends the run
             return
         from accelerate.utils import gather_object
 
@@ -215,7 +216,8 @@ class Quarantine:
     def _too_many(self) -> DataError:
         some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
         return DataError(
-            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
+            f"{len(self)} of {counted(self.scenes, 'training scene')} cannot be read, more than "
+            f"data.max_bad={self.share:g} "
             f"allows: {some}; {self.run.quarantine} lists them: fix the files, or raise --max-bad"
         )
 
@@ -223,14 +225,14 @@ class Quarantine:
 def describe_divergence(
     result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """All that is known of the update, as JSON; every process must call this.
+    """A description of the diverged update, as JSON; every process must call this.
 
     Args:
-        result: what it would have done.
+        result: of the update.
         batches: of this process.
-        position: before it.
+        position: before the update.
         rate: the learning rate.
-        accelerator: the processes, whose scenes are all listed.
+        accelerator: the processes; the scenes of all are listed.
     """
     own = [
         {
@@ -256,12 +258,12 @@ def describe_divergence(
 
 
 def end_diverged(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
-    """End a run with the weights of before the update; an error of the disk meanwhile does not hide why.
+    """End a run with the weights from before the update; a disk error during this must not hide the reason.
 
     Args:
-        record: of :func:`describe_divergence`.
-        run: whose ``diverged.json`` keeps it.
-        save: saves the weights as they are.
+        record: from :func:`describe_divergence`.
+        run: its ``diverged.json`` stores the record.
+        save: saves the current weights.
         is_main: whether this is the main process.
 
     Raises:
@@ -280,7 +282,7 @@ def end_diverged(record: dict[str, Any], run: RunFolder, *, save: Callable[[], o
 
 
 def _sentence(record: dict[str, Any]) -> str:
-    """The same in a line, with the first files."""
+    """The record in one line, with the first files."""
     scenes = record["scenes"]
     names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
     return (
@@ -295,9 +297,9 @@ def _figure(value: float | str) -> str:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run came to; ``miou`` is the best validation in percent, and NaN never.
+    """The result of a finished run; ``miou`` is the best validation in %, never NaN.
 
-    All but ``seconds`` and ``resumed`` are those of the whole run, however often it was resumed.
+    All values but ``seconds`` and ``resumed`` cover the whole run, including resumes.
     """
 
     run: Path
@@ -307,14 +309,14 @@ class TrainingResult:
     best_step: int
     steps: int
     seconds: float
-    """Of this process."""
+    """Duration of this process."""
     scenes: int = 0
-    """That were learned from, each as often as it came."""
+    """Number of training scenes; a scene counts each time it is used."""
     left_out: int = 0
-    """Scenes that could not be read, for which others stood in."""
+    """Number of unreadable scenes that were replaced by others."""
     resumed: bool = False
     ended_early: bool = False
-    """Because of ``train.patience``, before the last epoch."""
+    """Whether ``train.patience`` ended the run before the last epoch."""
     laws: Laws = field(default_factory=dict)
     """In the main process."""
 
@@ -327,16 +329,16 @@ def finish(
     run: RunFolder, learner: Learner, position: Position, quarantine: Quarantine, *, scenes: int, seconds: float,
     resumed: bool, ended_early: bool = False,
 ) -> TrainingResult:  # fmt: skip
-    """Check what came of a training run and write it into the run's folder.
+    """Check the result of a training run and write it into the run's folder.
 
     Args:
         run: the folder.
-        learner: what was trained.
-        position: where it ended.
-        quarantine: the scenes that could not be read.
-        scenes: of one update, in all processes.
-        seconds: that this process trained for.
-        resumed: whether it went on from a checkpoint.
+        learner: network, optimizer and losses.
+        position: the final position.
+        quarantine: the unreadable scenes.
+        scenes: scenes of one update, in all processes.
+        seconds: the duration of this process.
+        resumed: whether it continued from a checkpoint.
         ended_early: whether ``train.patience`` ended it.
 
     Raises:
@@ -344,10 +346,11 @@ def finish(
         LawBroken: something was lost or counted twice.
     """
     if position.all_ignored:
-        console.warn(f"{position.all_ignored} batches had no labeled pixel and were skipped")
+        console.warn(f"{counted(position.all_ignored, 'batch', 'was')} skipped, without a labeled pixel")
     if len(quarantine):
         console.warn(
-            f"{len(quarantine)} training scenes cannot be read and were replaced by others; {run.quarantine} lists them"
+            f"{counted(len(quarantine), 'training scene', 'was')} unreadable and replaced by others; {run.quarantine} "
+            "lists them"
         )
     if position.best_miou is None or position.best_step is None:
         raise DivergedError(f"{run.path}: no validation gave a finite mIoU; there are no best weights")
@@ -365,11 +368,11 @@ def finish(
 
 
 def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> Laws:
-    """The laws, each of whose sides is counted by itself.
+    """The conservation laws; both sides of each law are counted independently.
 
     Args:
-        learner: what was trained.
-        position: has the scenes that were learned from, counted as they came over all processes and resumes.
+        learner: network, optimizer and losses.
+        position: has the number of training scenes, counted over all processes and resumes.
         expected: steps × batch × accumulate × processes.
         last: the newest weights, which are read back.
     """
@@ -382,7 +385,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
     trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
     frozen = [name for name in new if name not in learner.parameters]
     saved = len(tensors.read(last)[0])
-    # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
+    # LoRA splits the base's fused projections into three: the number of tensors changes, that of values does not.
     base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
     laws = {
         "scenes learned from = steps × batch × accumulate × processes": (position.scenes, expected),
@@ -407,7 +410,7 @@ class Ending:
 
     @contextlib.contextmanager
     def of_command(self, out: Path | None) -> Iterator[None]:
-        """Record also an end before the run's folder is locked, where a run is there already; no folder is made for it.
+        """Record also an end before the run's folder is locked, if a run exists there; no folder is created for it.
 
         Args:
             out: the requested folder.
@@ -417,16 +420,16 @@ class Ending:
         except BaseException as error:
             is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(error, FolderInUseError)
             if out is not None and is_ours and not self._is_recorded:
-                with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be at work there
+                with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be using it
                     _record(RunFolder(out), error)
             raise
 
     @contextlib.contextmanager
     def of_run(self, run: RunFolder) -> Iterator[None]:
-        """Record however the block ends; to be opened while the folder is locked."""
+        """Record any end of the block; open it while the folder is locked."""
         self._is_recorded = True
         if _is_launched():
-            run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
+            run.exit.unlink(missing_ok=True)  # without this file, the process was killed
         try:
             yield
         except BaseException as error:
@@ -450,7 +453,7 @@ def _record(run: RunFolder, error: BaseException | None) -> None:
 
 
 def _code_and_reason(error: BaseException) -> tuple[int, str]:
-    """The exit code that the program will end with, and why."""
+    """The exit code of the program, and the reason."""
     if not isinstance(error, Exception):
         return signal_exit_code(error), "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
     known = most_severe(error) if isinstance(error, MemorySamError) else environment_fault(error)

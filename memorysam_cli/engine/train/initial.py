@@ -1,7 +1,7 @@
-"""What a run begins from where ``--init`` names trained weights: all of them, or what fits of them.
+"""Start a run from trained weights (``--init``): all of them, or the part that fits.
 
-The encoder, LoRA, and what all sensors and classes share are taken whole. A class keeps its head where the weights know
-a class of its name; everything that they do not have begins fresh, and every such line is told.
+The encoder, LoRA, and everything that sensors and classes share are taken completely. A class keeps its head if the
+weights have a class of the same name. Everything else is newly initialized. Each difference is reported.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from memorysam_cli.model.network import MEMORY, NOTES
 from memorysam_cli.model.weights import fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
-from memorysam_cli.text import typed_path
+from memorysam_cli.text import counted, typed_path
 
 READING = {"mean", "std", "channels", "bands", "scale", "offset"}
-"""The settings of a sensor that decide what values the network sees."""
+"""The settings of a sensor that affect the values in the network."""
 _OTHER_WEIGHTS = "give other weights, or begin without --init"
 _DECODER = "sam.sam_mask_decoder."
 _HEADS = re.compile(re.escape(f"{_DECODER}output_hypernetworks_mlps.") + r"(\d+)\.(.+)")
-"""A head of its own for each token: its number, and which of its tensors."""
+"""Names of a token's own head: the token's number, and the tensor."""
 _ROWS = re.compile(re.escape(_DECODER) + r"(mask_tokens\.weight|iou_prediction_head\.layers\.2\.(weight|bias))")
-"""Tensors with a row for each token."""
+"""Tensors with a row per token."""
 
 
 @dataclass(frozen=True)
 class Initial:
-    """What was taken of the weights that a run begins from."""
+    """The result of loading initial weights."""
 
     taken: int
-    """Tensors, whole or in part."""
+    """Number of tensors taken, completely or in part."""
     fresh: int = 0
-    """Tensors of which nothing was there."""
+    """Number of newly initialized tensors."""
     notes: tuple[str, ...] = ()
-    """What is otherwise than in those weights, line by line."""
+    """The differences from those weights, line by line."""
 
 
 def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
-    """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
+    """The SHA-256 of a recipe's initial weights; None if there are none.
 
     Args:
         recipe: its ``model.init`` names the file.
-        then: the sum that a run began with. It needs the file no more, so a file that is gone counts as that one.
+        then: the SHA-256 at the start of the run. A resumed run does not need the file, so a missing file counts as
+            unchanged.
 
     Raises:
-        WeightsError: the file is not there.
+        WeightsError: the file does not exist.
     """
     if recipe.model.init is None:
         return None
@@ -69,14 +70,14 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
 
 
 def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
-    """The SHA-256 of the weights that a recipe's teacher has; none where it has none of its own.
+    """The SHA-256 of the weights of a recipe's teacher; None if the teacher has no weights of its own.
 
     Args:
         recipe: its ``robust.teacher.weights`` names the file.
         ours: the card of the network in training.
 
     Raises:
-        WeightsError: the file is not there or not ours, or its classes or sensors are not those of this run.
+        WeightsError: the file is missing or not a memorysam file, or its classes or sensors differ from this run's.
     """
     file = teacher_file(recipe)
     if file is None:
@@ -96,16 +97,16 @@ def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
 
 
 def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
-    """Which sensors hold other values than the weights of ``--init`` were trained on.
+    """The sensors whose values differ from those that the weights of ``--init`` were trained on.
 
     Args:
-        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
-        manifest: what is trained on, with its ranges.
-        strict: refuse instead.
+        recipe: its ``model.init`` names the file; other code refuses a missing file.
+        manifest: the training data with its ranges.
+        strict: raise instead of returning them.
 
     Raises:
-        DataError: there are such sensors, and ``strict``.
-        WeightsError: the file is none of ours.
+        DataError: there are such sensors, and ``strict`` is true.
+        WeightsError: the file is not a memorysam file.
     """
     path = None if recipe.model.init is None else typed_path(recipe.model.init)
     if path is None or not path.is_file():
@@ -115,17 +116,17 @@ def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
 
 
 def load_initial(network: Segmenter, name: str) -> Initial:
-    """Fill a network that is ready to train with trained weights, as far as they fit.
+    """Fill a network that is ready for training with trained weights, as far as they fit.
 
     Args:
-        network: of :func:`memorysam_cli.model.weights.build_for_training`.
-        name: a file of ``memorysam train``, or of ``memorysam weights import``.
+        network: from :func:`memorysam_cli.model.weights.build_for_training`.
+        name: a file from ``memorysam train`` or ``memorysam weights import``.
 
     Returns:
-        What was taken, and what begins fresh.
+        What was taken, and what is newly initialized.
 
     Raises:
-        WeightsError: the file is damaged, or of another base, backbone or LoRA; says which.
+        WeightsError: the file is damaged, or has another base, backbone or LoRA; the message says which.
     """
     path = typed_path(name)
     if not path.is_file():
@@ -148,7 +149,7 @@ def load_initial(network: Segmenter, name: str) -> Initial:
 
 
 def _shares_shape(initial: WeightsCard, ours: WeightsCard) -> bool:
-    """Whether all tensors of one mean the same in the other, so that a file must have exactly these."""
+    """Whether the tensors of both have the same meaning, so that the file must have exactly these."""
     then, now = initial.recipe, ours.recipe
     return (
         initial.tokens == ours.tokens
@@ -166,9 +167,9 @@ def _shares_shape(initial: WeightsCard, ours: WeightsCard) -> bool:
 def _fitting(
     state: Mapping[str, Tensor], card: WeightsCard, network: Segmenter, own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Weights for all of a network's own tensors, the names of those that begin fresh, and what there is to tell.
+    """Weights for all of a network's own tensors, the names of newly initialized ones, and notes for the user.
 
-    Tokens count from 1 for class 0: token 0 is not a class's, and every network has it.
+    Tokens count from 1 for class 0; token 0 belongs to no class, and every network has it.
     """
     pairs = {0: 0} | {there + 1: here + 1 for there, here in _same_classes(card, network.card)}
     from_token = {here: there for there, here in pairs.items()}
@@ -189,14 +190,18 @@ def _fitting(
             fresh.append(name)
     rest = [name for name in fresh if not _HEADS.fullmatch(name)]
     unused = [name for name in state if name not in own and not _HEADS.fullmatch(name)]
-    notes = [f"{len(rest)} tensors start as in the base, or fresh: {_parts(rest)}"] if rest else []
-    return filled, fresh, notes + ([f"{len(unused)} tensors are not used here: {_parts(unused)}"] if unused else [])
+    notes = [f"{counted(len(rest), 'tensor', 'starts')} as in the base, or fresh: {_parts(rest)}"] if rest else []
+    return (
+        filled,
+        fresh,
+        notes + ([f"{counted(len(unused), 'tensor', 'is')} not used here: {_parts(unused)}"] if unused else []),
+    )
 
 
 def _memory_notes(
     state: Mapping[str, Tensor], initial: WeightsCard, ours: WeightsCard, own: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What memories say beside SAM 2's, where both have it, by the names of sensors and classes."""
+    """The additions to the memories that both have, matched by the names of sensors and classes."""
     found = {
         name: own[name].clone() for name in (f"{NOTES}sensors", f"{NOTES}classes") if name in own and name in state
     }
@@ -211,12 +216,12 @@ def _memory_notes(
 
 
 def _parts(names: Sequence[str]) -> str:
-    """The parts of the network that tensors belong to."""
+    """The parts of the network that these tensors belong to."""
     return ", ".join(sorted({name.removeprefix("sam.").split(".")[0] for name in names}))
 
 
 def _same_classes(initial: WeightsCard, ours: WeightsCard) -> list[tuple[int, int]]:
-    """Which class there is which one here, by name; capitals do not matter."""
+    """Matching classes by name, ignoring case."""
     here = {name.casefold(): number for number, name in enumerate(ours.dataset.classes)}
     known = [(number, here.get(name.casefold())) for number, name in enumerate(initial.dataset.classes)]
     return [(there, number) for there, number in known if number is not None]
@@ -230,18 +235,18 @@ def _class_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
     pairs = _same_classes(initial, ours)
     kept = {here for _, here in pairs}
     lost = set(range(len(then))) - {there for there, _ in pairs}
-    groups = {
-        "classes keep the head of their name": [now[here] for here in sorted(kept)],
-        "classes begin fresh": [name for number, name in enumerate(now) if number not in kept],
-        "of its classes are not here": [then[there] for there in sorted(lost)],
-    }
-    for what, names in groups.items():
+    groups = (
+        ("class", "keeps", "the head of that name", [now[here] for here in sorted(kept)]),
+        ("class", "begins", "fresh", [name for number, name in enumerate(now) if number not in kept]),
+        ("class", "is", "not here", [then[there] for there in sorted(lost)]),
+    )
+    for thing, does, what, names in groups:
         if names:
-            yield f"{len(names)} {what}: {', '.join(names)}"
+            yield f"{counted(len(names), thing, does)} {what}: {', '.join(names)}"
 
 
 def _sensor_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
-    """What is otherwise with the sensors; nothing but their list depends on them."""
+    """Differences of the sensors; only their list affects the weights."""
     if initial.modalities == ours.modalities:
         return
     then, now = (", ".join(each.name for each in card.modalities) for card in (initial, ours))
@@ -252,7 +257,7 @@ def _sensor_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
 
 
 def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
-    """What is not done to the same sensors as before, such as antialiasing."""
+    """Changed processing of the same sensors, such as antialiasing."""
     for then, now in zip(initial.modalities, ours.modalities, strict=True):
         for key in type(then).model_fields:
             before, after = getattr(then, key), getattr(now, key)
@@ -261,7 +266,7 @@ def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
 
 
 def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
-    """Why weights cannot be what a run begins from."""
+    """Reasons why a run cannot start from these weights."""
     if initial.kind == "merged":
         yield "its LoRA is merged into the base; give the run's own best.safetensors"
         return
@@ -280,7 +285,7 @@ def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
 
 
 def _lora_settings(initial: WeightsCard, ours: WeightsCard) -> dict[str, tuple[Any, Any]]:
-    """The settings of LoRA that decide what its tensors are and mean; none where it is not used."""
+    """The settings of LoRA that affect the meaning of its tensors; None if LoRA is not used."""
     if ours.recipe.model.encoder != "lora":
         return {}
     then, now = initial.recipe.model.lora, ours.recipe.model.lora
@@ -299,7 +304,7 @@ def _without_base(
 ) -> dict[str, Tensor]:
     """The trained part of a complete file, whose base must be this run's.
 
-    One sensor alone has no memory, so that nobody asks what its tensors are; those of trained ones differ.
+    With a single sensor there is no memory, so its tensors are not compared.
     """
     base = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
     idle = {name for name in base if len(network.card.recipe.sensors) == 1 and name.startswith(MEMORY)}
@@ -310,8 +315,8 @@ def _without_base(
     ]
     if others:
         raise WeightsError(
-            f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
+            f"--init {where}: its base weights are not this run's: {len(others)} of "
+            f"{counted(len(base), 'tensor', 'differs')} ({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
         )
     return {name: tensor for name, tensor in state.items() if name not in base}
 

@@ -1,7 +1,7 @@
 """The training loop.
 
-:class:`Trainer` is the whole of it, from the network to the finished run. Then come the parts that it uses, in that
-order: how long a run is, what a resumed run notes, and how fast it goes.
+:class:`Trainer` is the whole loop, from the network to the finished run. The parts that it uses follow in the order of
+their use: the length of a run, the notes of a resumed run, and its speed.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.report.live import Progress, Slowdown
 from memorysam_cli.storage import documents
-from memorysam_cli.text import duration, size
+from memorysam_cli.text import counted, duration, size
 
 
 class Trainer:
-    """One run, its methods in the order in which they happen.
+    """A training run; the methods are in the order of their use.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe.
         manifest: the prepared data set of ``recipe.data.dataset``.
         accelerator: device, processes and precision.
-        is_resumed: a checkpoint will be put back, so that the weights of ``model.init`` are not needed.
+        is_resumed: a checkpoint will be restored, so the weights of ``model.init`` are not needed.
 
     Raises:
-        DataError: too few scenes, or a modality or a split that the data set does not have.
+        DataError: there are too few scenes, or the data set lacks a modality or a split.
         WeightsError: the base weights, or those of ``model.init``, are refused.
-        NetworkError: the base weights cannot be had.
+        NetworkError: the base weights cannot be downloaded.
         UsageError: the processes differ in data, recipe or version.
     """
 
@@ -71,7 +71,7 @@ class Trainer:
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
         )
         self.network = build_for_training(recipe, manifest.info)
-        wait_for_all(accelerator)  # the base weights came to one machine sooner than to another
+        wait_for_all(accelerator)  # machines may have downloaded the base weights at different times
         self.position = Position(world=accelerator.num_processes)
         self.initial: str | None = None
         self.notes: tuple[str, ...] = ()
@@ -86,13 +86,13 @@ class Trainer:
         self.pace = Pace(accelerator.device)
         self._saved_at = time.monotonic()
         self._scenes_since = 0
-        """Scenes of this process since the last checkpoint."""
+        """Number of scenes of this process since the last checkpoint."""
         self._lacks_best = False
         self._figures: dict[str, str] = {}
-        """What people saw of the last update."""
+        """The displayed figures of the last update."""
 
     def _refuse_differing(self) -> None:
-        """Refuse processes that would not make the same updates: the first to be through would be waited for."""
+        """Refuse processes that would not make the same updates, because they would wait for each other at the end."""
         lengths = {"updates": self.extent.last_step, "train.validate_every": self.recipe.train.validate_every}
         refuse_differing(self._identity() | lengths | {"version": __version__}, self.accelerator)
 
@@ -106,7 +106,7 @@ class Trainer:
         """Refuse a valid checkpoint that this training cannot continue; nothing is changed.
 
         Raises:
-            UsageError: it is of another training.
+            UsageError: it belongs to another run.
             WeightsError: it was written by another version.
         """
         header = checkpoints.read_header(checkpoint)
@@ -118,15 +118,15 @@ class Trainer:
         """Train until the last epoch, ``max_steps``, or a signal.
 
         Args:
-            run: where everything is written.
+            run: the folder for all files.
             resume: a valid checkpoint folder of this run to continue from.
 
         Raises:
-            DataError: a scene that cannot be read, or more of them than ``data.max_bad`` allows.
+            DataError: a scene cannot be read, or more scenes than ``data.max_bad`` allows.
             WeightsError: the checkpoint is refused.
             DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
             Stopped: a signal came; a checkpoint was written.
-            EnvironmentFault: another process of this training was lost, or ``train.deterministic`` cannot be had.
+            EnvironmentFault: another process of this run was lost, or ``train.deterministic`` is not possible.
         """
         self.run = run
         with (
@@ -155,19 +155,19 @@ class Trainer:
         recipe, step = self.recipe.to_yaml(), self.position.step
         with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
             if resume is None:
-                self._checkpoint()  # a kill before the first interval must find something to resume from
+                self._checkpoint()  # so that a kill before the first interval can be resumed
             left = self.extent.last_step - self.position.step
             with show_progress(self.accelerator, left, "train") as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
                 if not self.position.is_validated or self._lacks_best:
-                    self._validate()  # its progress is a line of the table, as that of the other validations
+                    self._validate()  # its progress is a line of the table, as for the other validations
             self._checkpoint()
         ended_early = self.position.step < self.extent.last_step
         if ended_early and self.accelerator.is_main_process:
             console.note(
-                f"ends after epoch {self.position.epoch} of {self.recipe.train.epochs}: the last "
-                f"{self.recipe.train.patience} validations were no better (train.patience)"
+                f"ends after epoch {self.position.epoch} of {self.recipe.train.epochs}: none of the "
+                f"last {counted(self.recipe.train.patience or 0, 'validation')} was better (train.patience)"
             )
         return finish(
             self.run, self.learner, self.position, self.quarantine, scenes=self.extent.scenes_per_step,
@@ -175,38 +175,38 @@ class Trainer:
         )  # fmt: skip
 
     def _restore(self, state: State) -> None:
-        """Put everything back as it was at a checkpoint."""
+        """Restore the state of a checkpoint."""
         where = str(self.run.path)
         self.position = checkpoints.put_back(state, self.learner, where=where)
         done, batches = divmod(self.position.batch, self.recipe.train.accumulate)
         if batches or self.position.step != self.position.epoch * self.extent.steps_per_epoch + done:
             raise WeightsError(
                 f"{where}: its checkpoint says step {self.position.step} and batch {self.position.batch} of epoch "
-                f"{self.position.epoch}, which cannot be with {self.extent.steps_per_epoch} steps an epoch"
+                f"{self.position.epoch}, which cannot be with {counted(self.extent.steps_per_epoch, 'step')} an epoch"
             )
         self._lacks_best = forget_lost_best(self.run, self.position)
-        wait_for_all(self.accelerator)  # all have read what is written from here on
+        wait_for_all(self.accelerator)  # all processes have read the files that are written from here on
         if self.accelerator.is_main_process:
             record_resume(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
-            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
+            self.run.store_recipe(self.recipe)  # max_steps and similar keys may have changed
 
     def _is_done(self) -> bool:
         return self.position.step >= self.extent.last_step or self._is_early()
 
     def _is_early(self) -> bool:
-        """Whether the weights as they are now are the last of too many in a row that were no better."""
+        """Whether too many validations in a row were not better, up to the current weights."""
         patience, position = self.recipe.train.patience, self.position
         if patience is None or not position.is_validated:
             return False
         return validations_since_best(position, self.extent, every=self.recipe.train.validate_every) >= patience
 
     def _epoch(self, stop: StopRequest, progress: Progress) -> None:
-        """One epoch from where the position stands, then a validation if it is due."""
+        """An epoch from the current position, then a validation if it is due."""
         epoch, settings = self.position.epoch, self.recipe.train
         try:
             self._updates(stop, progress)
         except DataError:
-            if self.accelerator.num_processes == 1:  # of several, one alone may have met it
+            if self.accelerator.num_processes == 1:  # only one of several processes may have met it
                 self._checkpoint()  # nothing is lost until the file is fixed
             raise
         if self.accelerator.is_main_process:
@@ -220,7 +220,7 @@ class Trainer:
             self._checkpoint_when_due(stop)
 
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
-        """The updates of an epoch that are left."""
+        """The remaining updates of an epoch."""
         settings = self.recipe.train
         groups = BatchGroups(
             self._batches(self.position.epoch), size=settings.accumulate, device=self.accelerator.device
@@ -235,7 +235,7 @@ class Trainer:
                 break
 
     def _batches(self, epoch: int) -> Iterable[Batch]:
-        """What is left of an epoch, without the batches that would begin an update and not complete it."""
+        """The remaining batches of an epoch, without an incomplete update at the end."""
         batches = training_batches(
             self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
             rank=self.accelerator.process_index, world=self.accelerator.num_processes,
@@ -243,7 +243,7 @@ class Trainer:
         return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
 
     def _step(self, batches: Sequence[Batch], groups: BatchGroups) -> tuple[StepResult, dict[str, float]]:
-        """Make one update and note what it did and what it took."""
+        """Make one update and record its result and its time."""
         self.quarantine.admit(batches, step=self.position.step + 1)
         if self.position.step == 0 and self.accelerator.is_main_process:
             draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
@@ -277,13 +277,13 @@ class Trainer:
             self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")
 
     def _validate(self) -> None:
-        """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
+        """Score the selection split with the code of ``memorysam evaluate``, save the best weights, draw pictures."""
         with self.learner.average.in_place():
             self._validate_these()
         wait_for_all(self.accelerator)
 
     def _validate_these(self) -> None:
-        """As :meth:`_validate`, with the weights that the network has."""
+        """As :meth:`_validate`, with the current weights of the network."""
         with show_progress(self.accelerator, self.validation.share, "validate") as progress:
             result = self.validation.score(progress.advance)
         scores, position = result.protocol(HEADLINE), self.position
@@ -302,7 +302,7 @@ class Trainer:
             self.tracking.validated(position.step, result.classes, scores.iou, result.confusion(HEADLINE), self.run)
 
     def _checkpoint_when_due(self, stop: StopRequest) -> None:
-        """Save if the interval is over; save and end if somebody asked to stop."""
+        """Save if the interval is over; save and end if a stop was requested."""
         # A signal may reach one process only; all must leave the loop at the same step.
         if agree(bool(stop), self.accelerator):
             path = self._checkpoint()
@@ -311,7 +311,7 @@ class Trainer:
                 f"continue with: {resume_command(self.run.path)}",
                 exit_code=stop.exit_code or 143,
             )
-        # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
+        # Not after the last step: the final checkpoint has the same step, and also the validation.
         is_due = time.monotonic() - self._saved_at > 60 * self.recipe.train.checkpoint_minutes
         steps = self.recipe.train.checkpoint_steps
         is_due |= steps is not None and self.position.step % steps == 0
@@ -319,7 +319,7 @@ class Trainer:
             self._checkpoint()
 
     def _checkpoint(self) -> Path:
-        """Write the whole state and the user's copy of the weights; gives the checkpoint's path."""
+        """Write the whole state and the user's copy of the weights; returns the checkpoint's path."""
         own, self._scenes_since = self._scenes_since, 0
         state = checkpoints.take(self.learner, self.position, identity=self._identity(), scenes_since=own)
         path = checkpoints.path_of(self.run.checkpoints, self.position.step)
@@ -335,20 +335,20 @@ class Trainer:
 
 
 def validations_since_best(position: Position, extent: start.Extent, *, every: int) -> int:
-    """How many validations in a row have given nothing better.
+    """The number of validations in a row without a better score.
 
     Args:
         position: after an epoch, validated.
         extent: of the training.
-        every: epochs between validations. Nothing else is remembered, so that a resumed run may have another number.
+        every: epochs between validations. Nothing else is stored, so a resumed run may use another number.
     """
-    if position.best_step is None:  # lost, or no number so far: the next one counts as best
+    if position.best_step is None:  # lost, or NaN so far: the next one counts as best
         return 0
     return position.epoch // every - position.best_step // extent.steps_per_epoch // every
 
 
 def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Note in the run's folder that it continues, warn where it does so under other conditions, and tidy its metrics.
+    """Record in the run's folder that it resumes, warn if the conditions differ, and clean up its metrics.
 
     Args:
         run: the folder.
@@ -370,12 +370,12 @@ def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], n
 
 
 def forget_lost_best(run: RunFolder, position: Position) -> bool:
-    """Let the next validation be the best where the best weights so far are not on disk.
+    """Let the next validation count as the best if the best weights so far are not on the disk.
 
-    They are not where a later validation replaced them before the kill, or where the file was lost or damaged.
+    This happens if a later validation replaced them before a kill, or if the file was lost or damaged.
 
     Returns:
-        Whether they were lost and not only replaced.
+        Whether they were lost, not only replaced.
     """
     if position.best_step is None:
         return False
@@ -393,19 +393,19 @@ def forget_lost_best(run: RunFolder, position: Position) -> bool:
 
 
 def show_progress(accelerator: Accelerator, total: int, label: str) -> contextlib.AbstractContextManager[Progress]:
-    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
+    """A progress display in the main process, nothing in the others; see :func:`console.progress`."""
     return console.progress(total if accelerator.is_main_process else 0, label)
 
 
 class Pace:
-    """Clocks updates.
+    """Measures the speed of updates.
 
     Args:
-        device: where training takes place.
+        device: of the training.
     """
 
     slow_note: str | None = None
-    """What the user should know of the newest update's pace: once in a run, that it fell below a tenth of the best."""
+    """A message about speed, once per run: the newest update was more than ten times as slow as the best."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -413,13 +413,13 @@ class Pace:
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        """Clock from here, and look for the peak of memory from here."""
+        """Start the clock and the measurement of peak memory."""
         self._scenes, self._seconds, self._data = 0, 0.0, 0.0
         runtime.start_peak(self.device)
         self.restart()
 
     def restart(self) -> None:
-        """Leave out what lay between: a checkpoint, say."""
+        """Leave out the time since the last update, for example for a checkpoint."""
         self._last = time.monotonic()
 
     def update(self, scenes: int, *, waited: float) -> dict[str, float]:
@@ -427,11 +427,12 @@ class Pace:
 
         Args:
             scenes: of all processes.
-            waited: seconds that its data took to come.
+            waited: seconds spent waiting for its data.
 
         Returns:
-            ``scenes_per_second`` of all processes, data included; ``seconds_data``, as ``waited``; ``peak_memory_gb``
-            of this process since the epoch began (10⁹ bytes; on CUDA what its allocator reserved).
+            ``scenes_per_second`` of all processes, data included; ``seconds_data``, equal to ``waited``;
+            ``peak_memory_gb`` of this process since the epoch began (10⁹ bytes; on CUDA the memory reserved by its
+            allocator).
         """
         seconds = max(time.monotonic() - self._last, 1e-9)
         self._scenes += scenes
@@ -446,10 +447,10 @@ class Pace:
         }
 
     def epoch(self) -> str:
-        """The epoch so far, in words."""
+        """A summary of the epoch so far."""
         seconds = max(self._seconds, 1e-9)
         return (
-            f"{self._scenes} scenes in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
+            f"{counted(self._scenes, 'scene')} in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
             f"{100 * self._data / seconds:.0f} % of the time in the loader, "
             f"peak memory {size(runtime.peak_bytes(self.device))}"
         )
@@ -458,11 +459,11 @@ class Pace:
 def table_figures(
     result: StepResult, figures: Mapping[str, float], position: Position, *, epochs: int
 ) -> dict[str, str]:
-    """What people see of an update: names and values of its progress.
+    """The displayed figures of an update: names and values.
 
     Args:
-        result: of the update; the first term is most of the loss, so that the others are shown beside it.
-        figures: of :meth:`Pace.update`, and ``lr``.
+        result: of the update; the first term is most of the loss, so the others are shown beside it.
+        figures: from :meth:`Pace.update`, and ``lr``.
         position: after the update.
         epochs: of the run.
     """
@@ -480,5 +481,5 @@ def table_figures(
 
 
 def best_figure(position: Position) -> dict[str, str]:
-    """The best validation so far, as people see it."""
+    """The best validation so far, as displayed."""
     return {"best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}"}

@@ -1,5 +1,5 @@
-"""What is minimized: the losses by name, which sensors a second pass sees, and the exact gradients of an update of any
-number of batches."""
+"""The training objective: the losses by name, the sensors of a second pass, and the exact gradients of an update with
+any number of batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Term:
     loss: Loss
     weight: float
     is_of_subset: bool = False
-    """It judges the second pass, whose weights grow first (``robust.subset.ramp_epochs``)."""
+    """Whether it belongs to the second pass, whose weights grow at first (``robust.subset.ramp_epochs``)."""
 
     def __call__(self, inputs: LossInputs, *, ramp: float) -> Tensor:
         """The weighted loss of an update in this process, a float32 scalar."""
@@ -43,11 +43,11 @@ class Term:
 
 
 class Objective:
-    """An ordered mapping from a term's name to its loss.
+    """The losses of a recipe by name, in order.
 
     Args:
         recipe: its settings and weights; names are those of :attr:`Recipe.terms`.
-        task: what the network is trained for.
+        task: the training task.
     """
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
@@ -55,31 +55,31 @@ class Objective:
         self.terms = dict(_terms(recipe, task))
 
     def __call__(self, inputs: LossInputs, *, ramp: float = 1.0) -> Tensor:
-        """The weighted terms of one update in this process: (T,) float32 in the order of :attr:`terms`.
+        """The weighted losses of an update in this process: (T,) float32 in the order of :attr:`terms`.
 
         Args:
             inputs: of all batches.
-            ramp: what the weights that grow are multiplied by.
+            ramp: factor of the weights that grow.
         """
         return torch.stack([term(inputs, ramp=ramp) for term in self.terms.values()])
 
     @property
     def reads_alone(self) -> bool:
-        """Whether a loss needs what each frame says by itself."""
+        """Whether a loss needs the logits of single frames."""
         return any(term.loss.reads_alone for term in self.terms.values())
 
     def state(self) -> dict[str, Tensor]:
-        """What the losses keep from one update to the next, as ``name/key``, such as ``spmm/prototypes``."""
+        """The state of the losses, as ``name/key``, such as ``spmm/prototypes``."""
         return {
             f"{name}/{key}": value for name, term in self.terms.items() for key, value in term.loss.state_dict().items()
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
+        """Restore the state from :meth:`state`.
 
         Raises:
-            KeyError: it is of a loss that is not here, or that keeps no such state.
-            RuntimeError: it has another shape, or some of it is missing.
+            KeyError: it belongs to a loss that is not here, or that has no such state.
+            RuntimeError: it has another shape, or a part is missing.
         """
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.terms}
         for flat, value in state.items():
@@ -90,7 +90,7 @@ class Objective:
 
 
 def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
-    """The recipe's losses in order: those that have a section of their own, then those below ``losses``."""
+    """The recipe's losses in order: those with a section of their own, then those below ``losses``."""
     yield "ohem", Term(LOSSES.get("ohem")(recipe.ohem, task), 1.0)
     yield "spmm", Term(LOSSES.get("spmm")(recipe.spmm, task), recipe.spmm.weight)
     second = {SUBSET: ("ohem", recipe.ohem), TEACHER: ("teacher", recipe.robust.teacher)}
@@ -103,7 +103,7 @@ def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
 
 
 def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
-    """What a network is trained for."""
+    """The training task."""
     dataset = network.card.dataset
     return Task(
         classes=tuple(dataset.classes),
@@ -115,30 +115,30 @@ def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
 
 
 SPAWN, SPAWN_ORDER = (2,), (2, 1)
-"""Spawn keys of the draws of subsets and of the sensors' order, apart from the order of an epoch and the random numbers
-of its scenes: neither the batches that an update is cut into nor the number of processes changes them, and they take
-none of PyTorch's."""
+"""Spawn keys for drawing subsets and the order of the sensors. They are separate from those of an epoch's order and of
+scenes. The draws depend neither on the division into batches nor on the number of processes, and use none of PyTorch's
+random numbers."""
 
 
 class Moment(NamedTuple):
-    """When an update is made: all that its draws depend on."""
+    """The time of an update: all that its random draws depend on."""
 
     epoch: int
-    """From 0."""
+    """Epoch, from 0."""
     update: int
-    """Of the epoch, from 0."""
+    """Update of the epoch, from 0."""
     epochs: float
-    """How many epochs are over with this update."""
+    """Number of epochs finished with this update."""
 
 
 class Draw(NamedTuple):
-    """What an update's passes see, sensors by their places in the recipe.
+    """The sensors in the passes of an update, by their places in the recipe.
 
     Attributes:
-        order: of all sensors, as the first pass sees them.
-        places: what the second pass sees, in that order; M + N: a frame of zeros instead of sensor N of M. Empty: there
-            is not a second pass.
-        ramp: the factor, from above 0 to 1, of the weight of all losses that the second pass adds.
+        order: of all sensors in the first pass.
+        places: the sensors of the second pass, in its order; M + N: a frame of zeros instead of sensor N of M. Empty:
+            there is no second pass.
+        ramp: the factor, from above 0 to 1, of the weights of the second pass's losses.
     """
 
     order: tuple[int, ...]
@@ -147,14 +147,14 @@ class Draw(NamedTuple):
 
 
 def draw(recipe: Recipe, moment: Moment | None) -> Draw:
-    """What the passes of an update see: the order of the sensors and, where the recipe has one, the second pass.
+    """Draw the passes of an update: the order of the sensors and, if the recipe has it, the second pass.
 
-    How many sensors it sees is drawn first, from 1 to all but one alike. Then they win places one by one, each with a
-    probability that is proportional to its odds among those that are left (by a race of exponential clocks).
+    First the number of its sensors is drawn, uniformly from 1 to all but one. Then the sensors are drawn one by one,
+    each with a probability proportional to its odds among the remaining ones (by a race of exponential clocks).
 
     Args:
         recipe: with every modality named.
-        moment: None: not within a training run; the largest pass, so that what is measured is enough for all.
+        moment: None: outside a training run; the largest pass, so that a measurement is an upper bound.
     """
     settings, sensors = recipe.robust.subset, recipe.sensors
     count = len(sensors)
@@ -184,8 +184,8 @@ class Gradients:
     """Adds the gradients of an update to the network's parameters.
 
     Args:
-        network: what is trained.
-        model: the same, as accelerate has wrapped it for several processes.
+        network: in training.
+        model: the same, wrapped by accelerate for several processes.
         recipe: its losses.
         accelerator: device, processes and precision.
     """
@@ -197,19 +197,19 @@ class Gradients:
         self._exchange = exchange_of(accelerator)
 
     def add(self, batches: Sequence[Batch], draw: Draw) -> Tensor:
-        """The gradients of one batch as large as all of these; what the losses keep moves on.
+        """Add the gradients of one batch as large as all of these, and update the state of the losses.
 
-        Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so losses need
-        every batch's outputs at once; activations are kept of one batch only. Outputs are small: all batches but the
-        last run once for these alone, the losses are computed once, and each batch then runs again to be handed the
-        gradients of its outputs. It draws the same random numbers both times.
+        Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so losses need the
+        outputs of all batches at once. But activations are stored only for one batch. So all batches but the last first
+        run once, only for their outputs, which are small. The losses are computed once. Then each batch runs again and
+        gets the gradients of its outputs. It draws the same random numbers both times.
 
         Args:
             batches: with labels of one size, on any device.
-            draw: what the passes see, the same in every process.
+            draw: the passes, the same in every process.
 
         Returns:
-            (T,) the weighted terms of this process in the objective's order, without a graph.
+            (T,) the weighted losses of this process in the objective's order, without a graph.
 
         Source: GradCache (arXiv 2101.06983) does so for contrastive losses.
         """
@@ -233,16 +233,16 @@ class Gradients:
         return terms.detach()
 
     def rehearse(self, batch: Batch, draw: Draw) -> None:
-        """Forward and backward of a batch, with nothing sent to other processes.
+        """Forward and backward pass of a batch without communication.
 
-        The bare network: an error in DDP's forward pass would leave it out of step with the other processes'.
+        It uses the network without DDP, whose processes would get out of step if one forward pass fails.
         """
         with self.accelerator.autocast():
             outputs = self._outputs(self.network, batch, draw)
         torch.stack([part.float().sum() for part in outputs.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
     def _outputs(self, model: nn.Module, batch: Batch, draw: Draw) -> Outputs:
-        """What the network says of a batch, as far as a loss may read it."""
+        """The outputs of the network for a batch that the losses may read."""
         frames = batch.to(self.accelerator.device).frames
         passes = [draw.order, *([draw.places] if draw.places else [])]
         found: list[Pass] = model(frames, passes, alone=[0] if self.objective.reads_alone else [])
@@ -253,10 +253,10 @@ class Gradients:
         return outputs
 
     def _outline(self, batch: Batch, draw: Draw) -> Outputs:
-        """The outputs alone; by the bare network, for DDP would make ready for a backward pass.
+        """Only the values of the outputs, from the network without DDP, which would prepare for a backward pass.
 
-        With gradients on, though the graph is dropped at once: without them the encoder takes kernels that round
-        otherwise in bf16, and the outputs would not be those of the second time.
+        Gradients stay on, although the graph is dropped at once. Without them the encoder uses kernels that round
+        differently in bf16, and the outputs would differ from those of the second run.
         """
         with self.accelerator.autocast():
             outputs = self._outputs(self.network, batch, draw)
@@ -268,11 +268,11 @@ class Gradients:
             return self._outputs(self.model, batch, draw)
 
     def _sending(self, place: int) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel between processes once, with the batch whose backward pass is the last: the first one."""
+        """Processes exchange gradients once, in the last backward pass, which is that of the first batch."""
         return contextlib.nullcontext() if place == 0 else self.accelerator.no_sync(self.model)
 
     def _inputs(self, leaves: Sequence[Outputs], batches: Sequence[Batch]) -> LossInputs:
-        """What the losses see: the outputs, cut off from the network, so that gradients stop here."""
+        """The inputs of the losses: the outputs, detached from the network, so that gradients stop here."""
         task = self.objective.task
         classes = len(task.classes)  # imported weights may have more outputs
         frames = range(len(task.modalities) if self.objective.reads_alone else 0)
@@ -289,7 +289,7 @@ class Gradients:
         )
 
     def _taught(self, leaves: Sequence[Outputs], batches: Sequence[Batch]) -> list[Tensor]:
-        """What the second pass should say of each batch."""
+        """The target logits of the second pass for each batch."""
         classes = len(self.objective.task.classes)
         if self._teacher is None:
             return [leaf["logits"][:, :classes].detach() for leaf in leaves]
@@ -299,10 +299,10 @@ class Gradients:
 
 
 def teacher_file(recipe: Recipe) -> tuple[Path, WeightsCard] | None:
-    """The file of ``robust.teacher.weights`` and its card; none where the recipe has no such teacher.
+    """The file of ``robust.teacher.weights`` and its card; None if the recipe has no such teacher.
 
     Raises:
-        WeightsError: it is not there, or not ours.
+        WeightsError: it does not exist, or is not a memorysam file.
     """
     if TEACHER not in recipe.terms or recipe.robust.teacher.weights is None:
         return None
@@ -314,10 +314,10 @@ def teacher_file(recipe: Recipe) -> tuple[Path, WeightsCard] | None:
 
 
 def _teacher(recipe: Recipe, task: Task) -> Segmenter | None:
-    """The network of ``robust.teacher.weights``, which learns nothing; none where the recipe has no such teacher.
+    """The frozen network of ``robust.teacher.weights``; None if the recipe has no such teacher.
 
     Raises:
-        WeightsError: the file is not ours, damaged, or of another number of classes or other sensors.
+        WeightsError: the file is damaged, not a memorysam file, or has other classes or sensors.
     """
     file = teacher_file(recipe)
     if file is None:
@@ -335,11 +335,11 @@ def _teacher(recipe: Recipe, task: Task) -> Segmenter | None:
 
 
 Outputs = dict[str, Tensor]
-"""What the network says of one batch, by name."""
+"""The network's outputs for one batch, by name."""
 
 
 def _alone(number: int) -> str:
-    """The name of what the frame of this number says by itself."""
+    """The name of a single frame's logits, by its number."""
     return f"alone/{number}"
 
 
@@ -349,14 +349,14 @@ def _cut(output: Tensor) -> Tensor:
 
 
 def _hand_back(outputs: Outputs, leaves: Outputs) -> None:
-    """Let the gradients that have come to the leaves flow on into the network."""
-    # Nothing comes to what no loss reads.
+    """Pass the gradients of the detached outputs on to the network."""
+    # Outputs that no loss reads get no gradient.
     pairs = [(outputs[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
     tensors, gradients = zip(*pairs, strict=True)
     torch.autograd.backward(tensors, gradients)
 
 
 def label_of(batch: Batch) -> Tensor:
-    """(B, H, W); a batch to learn from has one."""
+    """(B, H, W) labels; every training batch has them."""
     assert batch.label is not None
     return batch.label

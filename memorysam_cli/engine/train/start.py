@@ -1,7 +1,7 @@
-"""Which run a ``memorysam train`` begins or continues, and what must hold before its first update.
+"""Which run a ``memorysam train`` starts or resumes, and the checks before its first update.
 
-In the order of a start: the recipe, its data set, the run's folder and checkpoint, the weights of ``--init``, the
-room on the disk, and what is printed before the first update. What is asked for is looked at without torch.
+In the order of a start: the recipe, its data set, the run's folder and checkpoint, the weights of ``--init``, the space
+on the disk, and the output before the first update. The user's request is checked without torch.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
-"""Folders, headers, logs and pictures, beside the checkpoints."""
+"""Bytes for headers, logs and pictures, besides the checkpoints."""
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
-    """The recipe that was named, or that of the run to be resumed, or the default one."""
+    """The named recipe, the recipe of the run to resume, or the default recipe."""
     if name is not None:
         return recipes.load(name, overrides, with_extensions=True)
     if resume is not None and resume != AUTO:
@@ -53,15 +53,15 @@ def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None,
 
 
 def resolve(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe with ``data.dataset: auto`` and ``data.modalities: [all]`` filled in by what is prepared.
+    """The recipe with ``data.dataset: auto`` and ``data.modalities: [all]`` replaced by what is prepared.
 
     Args:
-        recipe: any; one that names everything comes back as it is.
+        recipe: any; one without these values is returned unchanged.
         root: the data root.
 
     Raises:
-        UsageError: several data sets are prepared there, or ``all`` of none.
-        DataError: none is prepared, or it has no labels to learn from.
+        UsageError: several data sets are prepared there, or ``all`` is given and none is.
+        DataError: none is prepared, or it has no labels for training.
     """
     name = recipe.data.dataset
     if name == recipes.AUTO:
@@ -78,10 +78,10 @@ def resolve(recipe: Recipe, root: Path) -> Recipe:
 
 
 def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
-    """Say what to do where a data set lacks a split that training needs.
+    """Refuse a data set without a split that training needs, and say what to do.
 
     Raises:
-        DataError: there is no scene to train on, or none to choose the best weights by, or it has no labels.
+        DataError: there is no scene for training, none for choosing the best weights, or no label.
     """
     info = manifest.info
     uses = {
@@ -99,10 +99,10 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
 
 
 def refuse_unlabeled(recipe: Recipe, manifest: Manifest) -> None:
-    """Refuse labels of which no pixel counts; mostly the first one that is looked at has some.
+    """Refuse labels without a single labeled pixel; usually the first label has some.
 
     Raises:
-        DataError: there is nothing to learn, or nothing to choose the best weights by.
+        DataError: no pixel has a class in the training split or in the selection split.
     """
     info = manifest.info
     uses = {
@@ -113,14 +113,15 @@ def refuse_unlabeled(recipe: Recipe, manifest: Manifest) -> None:
         scenes = manifest.of_split(split)
         if not any(_may_have_class(scene, manifest) for scene in scenes):
             raise DataError(
-                f"{info.name}: no labeled pixel in '{split}': all {len(scenes)} labels hold nothing but what counts as "
+                f"{info.name}: no labeled pixel in '{split}': {counted(len(scenes), 'label', 'holds')} nothing but "
+                "what counts as "
                 f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
                 f"or name another split with --set {key}=NAME"
             )
 
 
 def refuse_sensors(recipe: Recipe, manifest: Manifest) -> None:
-    """Refuse sensors that the data set does not have, and those of which it does not say enough.
+    """Refuse sensors that the data set does not have, or does not describe sufficiently.
 
     Raises:
         DataError: names the sensor.
@@ -131,10 +132,10 @@ def refuse_sensors(recipe: Recipe, manifest: Manifest) -> None:
 
 
 def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
-    """Refuse to turn pictures of angles of which nobody has said how they turn with them.
+    """Refuse to rotate angle sensors whose ``turn`` is unknown.
 
     Raises:
-        DataError: names the sensor, and what its card lacks.
+        DataError: names the sensor, and the missing key of its description.
     """
     if not recipe.augment.rotate:
         return
@@ -148,9 +149,9 @@ def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
 
 
 def with_counted_classes(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
-    """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
+    """The data set with its classes' pixels, if the recipe's class weights are computed from them.
 
-    One process counts, for all of them; every process must call this.
+    One process counts for all; every process must call this.
     """
     if recipe.ohem.class_weights not in ("inverse", "effective"):
         return manifest
@@ -165,25 +166,25 @@ def with_counted_classes(recipe: Recipe, manifest: Manifest, accelerator: Accele
 
 @dataclass(frozen=True)
 class Extent:
-    """What a recipe comes to on a data set, for a number of processes."""
+    """The length of a training run."""
 
     scenes_per_step: int
-    """Of all processes."""
+    """Scenes of one update in all processes."""
     steps_per_epoch: int
     last_step: int
 
 
 def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> Extent:
-    """The extent of a training run.
+    """The length of a training run for a recipe, a data set and a number of processes.
 
     Args:
         recipe: batch, accumulation, epochs, ``train.max_steps``.
-        scenes: of the training split.
-        processes: that train together.
+        scenes: number of scenes in the training split.
+        processes: number of processes.
         dataset: its name, for messages.
 
     Raises:
-        DataError: the scenes do not suffice for one update.
+        DataError: there are not enough scenes for one update.
     """
     settings = recipe.train
     at_once = settings.batch * settings.accumulate * processes
@@ -197,7 +198,7 @@ def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> E
 
 
 def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
-    """Whether any pixel of a scene's label counts; a label that cannot be read is for training to name."""
+    """Whether any pixel of a scene's label has a class; training itself reports an unreadable label."""
     info = manifest.info
     if scene.label is None:
         return False
@@ -215,30 +216,31 @@ class RunStart:
     recipe: Recipe
     out: Path | None
     run: RunFolder | None
-    """The run to continue; none for a new one."""
+    """The run to resume; None for a new one."""
     checkpoint: Path | None
-    """Where to continue from."""
+    """The checkpoint to resume from."""
     damaged: tuple[Path, ...] = ()
-    """Newer checkpoints that cannot be used."""
+    """Newer checkpoints that are damaged."""
     abandoned: tuple[Path, ...] = ()
-    """Newer checkpoints that the user does not want to continue from."""
+    """Newer checkpoints that the user does not want to use."""
     begins_again: bool = False
-    """There is a run in ``out`` that ended before its first checkpoint."""
+    """Whether ``out`` has a run that ended before its first checkpoint."""
     notes: tuple[str, ...] = ()
-    """Printed when the run begins."""
+    """Lines to print when the run starts."""
 
 
 def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
-    """Decide which run to begin or to continue, and from which checkpoint.
+    """Decide which run to start or resume, and from which checkpoint.
 
     Args:
-        resume: none, ``auto``, or the path of a run or of one of its checkpoints.
+        resume: None, ``auto``, or the path of a run or of one of its checkpoints.
 
     Raises:
-        UsageError: ``out`` is taken by something else.
+        UsageError: ``out`` contains something else.
         EnvironmentFault: nothing can be written there.
-        FolderInUseError: a process of this machine is at work there.
-        WeightsError: there is a run, or one was requested, but no valid checkpoint; never a silent fresh start.
+        FolderInUseError: a process of this machine uses the folder.
+        WeightsError: there is a run, or one was requested, but it has no valid checkpoint. It is never silently started
+            again.
     """
     run = existing(recipe.name, out=out, resume=resume)
     if (folder := out if run is None else run.path) is not None:
@@ -274,16 +276,16 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
 
 
 def existing(name: str, *, out: Path | None, resume: str | None) -> RunFolder | None:
-    """The run to continue; none if a new one is to begin.
+    """The run to resume; None for a new one.
 
     Args:
         name: of the recipe.
-        out: as in ``--out``.
-        resume: none, ``auto``, or the path of a run or of one of its checkpoints.
+        out: the value of ``--out``.
+        resume: None, ``auto``, or the path of a run or of one of its checkpoints.
 
     Raises:
         WeightsError: there is no run at that path.
-        UsageError: it lies in another folder than ``out``.
+        UsageError: it is in another folder than ``out``.
     """
     if resume is None:
         return None
@@ -307,9 +309,9 @@ def _run_at(path: Path) -> RunFolder:
 
 
 def _refuse_used(folder: Path) -> None:
-    """Report an owner that lives before the seconds that a start takes; the lock itself decides later.
+    """Refuse a folder in use early, before the seconds that a start takes; the lock itself decides later.
 
-    Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
+    This reads the owner's record, because taking the lock, even for a moment, could make another start fail.
     """
     try:
         record = documents.read_json(folder / lock.NAME)
@@ -317,12 +319,13 @@ def _refuse_used(folder: Path) -> None:
     except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
         return
     if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
-        with lock.hold(folder):  # raises, or the number is now another process's
+        with lock.hold(folder):  # raises if the process has ended; or its number was reused
             pass
 
 
 def checkpoint_bytes(learner: Learner) -> int:
-    """What a checkpoint takes: the tensors, two moments of each that is trained, its average, and what losses keep."""
+    """The size of a checkpoint: the tensors, two moments of each trained tensor, their average, and the state of the
+    losses."""
     from memorysam_cli.model.weights import own_tensors
 
     kept = _bytes(learner.average.tensors) + _bytes(learner.objective.state())
@@ -335,15 +338,15 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
 
 @contextlib.contextmanager
 def begin(run_start: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
-    """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
+    """Create the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
 
     Args:
-        run_start: of :func:`plan`.
+        run_start: from :func:`plan`.
         accelerator: the processes.
-        checkpoint_bytes: what a checkpoint takes, for which there must be room.
+        checkpoint_bytes: size of a checkpoint, for which there must be space.
 
     Raises:
-        EnvironmentFault: the disk has too little room.
+        EnvironmentFault: the disk has too little space.
         UsageError: the folder was taken in the meantime.
         FolderInUseError: another process is training there.
     """
@@ -375,7 +378,7 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
     keep = run_start.recipe.train.keep_checkpoints
     refuse_full_disk(run.path, checkpoint=checkpoint_bytes, keep=keep, present=present)
     if is_new and not run_start.begins_again and not (run.path / lock.NAME).exists():
-        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
+        run_folder.refuse_taken(run.path)  # before the lock, whose file would stay in a user's own folder
     stack.enter_context(lock.hold(run.path))
     if is_new:
         run_folder.create(run_start.recipe, run.path, begins_again=run_start.begins_again)
@@ -394,29 +397,30 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
 
 
 def refuse_full_disk(folder: Path, *, checkpoint: int, keep: int, present: int) -> None:
-    """Refuse to begin what the disk cannot hold: the checkpoints that are kept, and the next one beside them.
+    """Refuse to start if the disk cannot hold all checkpoints, and the next one before an old one is removed.
 
     Args:
-        folder: of the run; need not be there.
+        folder: of the run; may not exist yet.
         checkpoint: its size in bytes.
-        keep: how many are kept.
-        present: how many valid ones are there.
+        keep: number of checkpoints to keep.
+        present: number of valid checkpoints in the folder.
 
     Raises:
-        EnvironmentFault: names needed and free space.
+        EnvironmentFault: the message has the needed and the free space.
     """
     count = max(1, keep + 1 - present)
     needed, free = int(count * checkpoint * DISK_MARGIN), _free(folder)
     if free is not None and free < needed:
         raise EnvironmentFault(
-            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
+            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} "
+            f"({counted(count, 'checkpoint')} of "
             f"{megabytes(checkpoint)}), free {megabytes(free)}; free some space or choose another --out, then run "
             "the same command again"
         )
 
 
 def _free(folder: Path) -> int | None:
-    """Bytes that can still be written where a folder is or will be; none where that cannot be asked."""
+    """Free bytes on the disk of a folder that may not exist yet; None if unknown."""
     for place in (folder.absolute(), *folder.absolute().parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free
@@ -426,12 +430,12 @@ def _free(folder: Path) -> int | None:
 def introduction(
     run: RunFolder, learner: Learner, position: Position, *, scenes: int, steps_per_epoch: int
 ) -> Iterator[str]:
-    """What is about to happen, line by line.
+    """The lines to print before training starts.
 
     Args:
-        run: where it is written down.
-        learner: what is trained, and on what.
-        position: where it begins.
+        run: the run's folder.
+        learner: the network and its recipe.
+        position: where it starts.
         scenes: of the training split.
         steps_per_epoch: updates.
     """
@@ -439,7 +443,7 @@ def introduction(
 
     recipe, accelerator = learner.recipe, learner.accelerator
     settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.sensors
-    update = f"batch {settings.batch}, {settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}"
+    update = f"batch {settings.batch}, {settings.accumulate} accumulated, {counted(processes, 'process')}"
     trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield f"run       {run.path}"  # short lines: a terminal may be narrow
     yield f"device    {accelerator.device}"
@@ -448,7 +452,7 @@ def introduction(
         if len(frames) > 1:
             yield f"projected {sensor}, from {', '.join(frames)}"
     yield f"scenes    {scenes}, in {counted(steps_per_epoch, 'update')} per epoch"
-    yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
+    yield f"update    {counted(settings.batch * settings.accumulate * processes, 'scene')} ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"
     if recipe.losses or recipe.trains_subsets:
         yield f"losses    {', '.join(recipe.terms)}"

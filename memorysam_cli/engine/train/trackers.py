@@ -1,10 +1,10 @@
-"""The process of one tracker: TensorBoard, W&B, MLflow or Trackio through accelerate's classes.
+"""The process of a tracker: TensorBoard, W&B, MLflow or Trackio, through accelerate's classes.
 
-It reads what the training logs from its stdin, line by line, until that ends, and answers with lines of JSON: a
-``note`` for people, the first ``trouble`` with what it was given, or why all of it ``failed``. First the reading, then
-where each tracker keeps a run and how it continues one.
+It reads the training log from its stdin, line by line, to the end. It answers with lines of JSON: a ``note`` for the
+user, the first ``trouble`` with its input, or the reason why everything ``failed``. First comes the reading, then for
+each tracker its storage and how a run is resumed.
 
-All files lie in the run's ``trackers/``, unless the user's environment names another place.
+All files are in the run's ``trackers/``, unless the user's environment names another place.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from memorysam_cli.text import typed
 
 PROJECT = "memorysam"
 LAST_S = 300
-"""Until a tracker that nobody waits for any more is ended by the system."""
+"""Seconds until the system ends a tracker that nobody waits for any more."""
 _UNUSUAL = re.compile(r"[^\w./ -]")
-"""What MLflow refuses in a metric's name."""
+"""Pattern of characters that MLflow refuses in a metric's name."""
 Counts = tuple[tuple[str, ...], Sequence[Sequence[int]]]
 """K classes and their confusion matrix: (K, K) pixels, rows the truth."""
 
@@ -56,7 +56,7 @@ def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
     Args:
         name: of the tracker.
         lines: JSON: first ``folder``, ``recipe`` and ``step``, then what :class:`Tracking` sends.
-        answers: where it answers.
+        answers: the stream for answers.
     """
     try:
         _track(name, (json.loads(line) for line in lines), answers)
@@ -68,18 +68,18 @@ def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) -> None:
-    """Begin the run's record, or continue it, and hand everything on."""
-    PartialState(cpu=True)  # accelerate's trackers ask it whether they are in the first process
+    """Start or continue the run's record, and pass everything on."""
+    PartialState(cpu=True)  # accelerate's trackers use it to check for the first process
     begin = next(messages)
     tracker = KINDS[name](Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
     _say(answers, note=tracker.where)
     has_warned = False
     for message in messages:
-        if "end" in message:  # not the end of the pipe: readers that the training forked may hold it open
+        if "end" in message:  # not the end of the pipe: data workers may keep it open
             break
         try:
             _hand_on(message, tracker)
-        except Exception as error:  # a server may be away for an hour of three days
+        except Exception as error:  # a server may be unreachable for an hour
             if not has_warned:
                 _say(answers, trouble=f"step {message['step']}: {_one_line(error)}")
             has_warned = True
@@ -89,7 +89,7 @@ def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) ->
 
 
 def _hand_on(message: dict[str, Any], tracker: Tracker) -> None:
-    """What the training logged, to the tracker."""
+    """Pass the training log to the tracker."""
     if "values" in message:
         tracker.log(message["values"], message["step"])
     else:
@@ -98,8 +98,8 @@ def _hand_on(message: dict[str, Any], tracker: Tracker) -> None:
 
 
 def _pictures(samples: Path, counts: Counts, folder: Path) -> dict[str, Path]:
-    """The pictures of a validation by title; the confusions are drawn here, where the training waits for nobody."""
-    from memorysam_cli.report import figures  # only where a validation comes: it loads matplotlib
+    """The pictures of a validation by title. Confusion matrices are drawn here, so that training does not wait."""
+    from memorysam_cli.report import figures  # only for a validation, because it loads matplotlib
 
     drawn = folder / "confusion.png"
     atomic.write_bytes(drawn, figures.confusion_matrix(counts[1], classes=counts[0]), fsync=False)
@@ -122,7 +122,7 @@ class Tracker:
     Args:
         folder: the run's, absolute.
         recipe: as YAML.
-        step: after which the training begins; earlier rows are there already.
+        step: the step at the start; earlier rows are already recorded.
     """
 
     name: str
@@ -141,19 +141,19 @@ class Tracker:
 
     @property
     def where(self) -> str:
-        """Where the user finds it, and how to look at it."""
+        """Where to find the record, and how to view it."""
         raise NotImplementedError
 
     def open(self) -> Any:
-        """accelerate's tracker, not yet started."""
+        """accelerate's tracker, before its start."""
         raise NotImplementedError
 
     def ids(self) -> dict[str, str]:
-        """What is needed to continue with the same record; after the start."""
+        """The ids for continuing the same record; after the start."""
         return {}
 
     def begin(self) -> None:
-        """Note the recipe with a new record."""
+        """Store the recipe in a new record."""
         if not self.known:
             self.tracker.store_init_configuration(flat(documents.parse_yaml(self.recipe, where="recipe")))
 
@@ -167,11 +167,11 @@ class Tracker:
         self.tracker.log_images({title: _pixels(path)[None] for title, path in pictures.items()}, step=step)
 
     def finish(self) -> None:
-        """Write and send all that is left."""
+        """Write and send everything that is left."""
         self.tracker.finish()
 
     def remember(self) -> None:
-        """Keep what a resumed run needs."""
+        """Store the ids for a resumed run."""
         ids = self.ids()
         if ids and ids != self.known:
             documents.write_json(self.record, ids)
@@ -190,11 +190,11 @@ class TensorBoard(Tracker):
     def open(self) -> Any:
         """As :class:`Tracker`."""
         self.is_new = not (self.own / self.name).is_dir()
-        # What was written after the step that the training continues from is hidden: it comes again.
+        # Values after the resumed step are hidden, because they are written again.
         return tracking.TensorBoardTracker(self.name, self.own, purge_step=self.step + 1)
 
     def begin(self) -> None:
-        """As :class:`Tracker`; hparams would make a second run of it."""
+        """As :class:`Tracker`; TensorBoard's hparams would create a second run."""
         if self.is_new:
             self.tracker.log({"recipe": f"```yaml\n{self.recipe}```"}, step=0)
 
@@ -242,7 +242,7 @@ class Wandb(Tracker):
 
 
 def _is_logged_in() -> bool:
-    """Whether W&B would not have to ask for a key."""
+    """Whether W&B has a key and will not ask for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -282,12 +282,13 @@ class MLflow(Tracker):
         return {"run": self.tracker.tracker.info.run_id}
 
     def begin(self) -> None:
-        """As :class:`Tracker`; a record that continues has values of steps that come again, which are not doubled."""
+        """As :class:`Tracker`. A continued record already has values of steps that are repeated; they are not recorded
+        twice."""
         super().begin()
         self._logged: dict[str, int] = {}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """As :class:`Tracker`, under names that MLflow takes."""
+        """As :class:`Tracker`, under names that MLflow allows."""
         usual = {_UNUSUAL.sub("_", name): value for name, value in values.items()}
         new = {name: value for name, value in usual.items() if step > self._last(name)}
         if new:
@@ -349,7 +350,7 @@ KINDS = {kind.name: kind for kind in (TensorBoard, Wandb, MLflow, Trackio)}
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"train": {"batch": 2}}`` as ``{"train.batch": 2}``; lists and nothings as text."""
+    """``{"train": {"batch": 2}}`` as ``{"train.batch": 2}``; lists and null as text."""
     if not isinstance(tree, dict):
         plain = tree if isinstance(tree, bool | int | float | str) else str(tree)
         return {prefix: plain}
@@ -361,5 +362,5 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> NDArray[Any]:
-    """(H, W, 3) uint8; a figure's alpha means nothing."""
+    """(H, W, 3) uint8; the alpha channel of a figure is dropped."""
     return images.read(path)[..., :3]

@@ -1,13 +1,12 @@
-"""``--track``: what a training logs is handed to TensorBoard, W&B, MLflow or Trackio too.
+"""``--track``: pass the training log to TensorBoard, W&B, MLflow or Trackio.
 
-Each works in a process of its own, which is only ever written to and never waited for while the training runs: a
-tracker that fails, crashes or hangs is reported once and left, and no update is computed otherwise because of it.
+Each tracker runs in a separate process. Training only writes to it and never waits for it. A tracker that fails,
+crashes or hangs is reported once and then left alone; it does not affect any update.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -28,8 +27,8 @@ if TYPE_CHECKING:  # names() is called before the seconds that torch takes
 
     from memorysam_cli.engine.run_folder import RunFolder
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-"""Each one's name, which is that of the extra too, and the module that it needs."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Name of each tracker, which is also the name of its extra."""
 MODULE = "memorysam_cli.engine.train.trackers"
 OPT_OUT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,30 +37,29 @@ OPT_OUT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "DO_NOT_TRACK": "true",
 }
-"""What keeps the trackers' own makers from hearing of a training run."""
+"""Variables that switch off the trackers' own usage statistics."""
 GIVE_UP_SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""What lets a server that is away be given up before the training's end; the user's own values come first."""
+"""Variables with which an unreachable server is given up before the end of training; the user's own values have
+priority."""
 MOST_BYTES = 4_000_000
-"""That wait for a tracker: some ten thousand updates. One that is further behind does nothing any more."""
+"""Bytes that may wait for a tracker: some ten thousand updates. A tracker that is further behind is dropped."""
 PATIENCE_S = 60.0
-"""At the end of a training run, for what a tracker still has to write or to send."""
+"""Seconds at the end of a training run in which a tracker can still write or send."""
 PATIENCE_STOPPED_S = 10.0
-"""At the end of one that was asked to stop, or failed."""
+"""The same after a requested stop or an error."""
 
 
 def names(values: Iterable[str]) -> tuple[str, ...]:
     """The trackers of ``--track a,b --track c``, each once.
 
     Raises:
-        UsageError: an unknown one, or one that is not installed; says how to install it.
+        UsageError: a tracker is unknown or not installed; the message says how to install it.
     """
     trackers = tuple(dict.fromkeys(word.strip() for text in values for word in text.split(",")))
     for name in trackers:
         if name not in TRACKERS:
             raise UsageError(f"--track {name}: is not a tracker{did_you_mean(name, TRACKERS)}")
-        spec = importlib.util.find_spec(TRACKERS[name])
-        if spec is None or spec.origin is None:  # a mere folder: W&B leaves a ./wandb where it works
-            raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")
+        surroundings.refuse_missing_extra(name, option=f"--track {name}")
     return trackers
 
 
@@ -69,8 +67,8 @@ class Tracking:
     """The trackers of one run; of several processes only the first one has any.
 
     Args:
-        trackers: of :func:`names`; none by default, and then nothing is done.
-        patience_s: seconds that each is given at the end.
+        trackers: from :func:`names`; without any, nothing is done.
+        patience_s: seconds for each at the end.
     """
 
     def __init__(self, trackers: Sequence[str] = (), *, patience_s: float = PATIENCE_S) -> None:
@@ -79,12 +77,12 @@ class Tracking:
 
     @contextlib.contextmanager
     def of_run(self, folder: Path, *, recipe: str, step: int) -> Iterator[None]:
-        """Start the trackers, and have them finish what they have when the block ends.
+        """Start the trackers; at the end of the block let them finish.
 
         Args:
             folder: the run's; the trackers write into its ``trackers/``.
             recipe: as YAML.
-            step: after which the training begins.
+            step: the step at the start.
         """
         for name in self.names:
             with _warned_of(name):
@@ -103,12 +101,12 @@ class Tracking:
                 tracker.finish(deadline)
 
     def log(self, step: int, values: Mapping[str, float], *, group: str = "train") -> None:
-        """Hand a row of numbers on; one that is not finite is left out.
+        """Pass a row of numbers on, without those that are not finite.
 
         Args:
             step: updates so far.
             values: name → number.
-            group: what stands before each name: ``train`` or ``validation``.
+            group: prefix of each name: ``train`` or ``validation``.
         """
         if self._running:
             finite = {f"{group}/{name}": value for name, value in values.items() if math.isfinite(value)}
@@ -117,12 +115,12 @@ class Tracking:
     def validated(
         self, step: int, classes: Sequence[str], iou: Sequence[float], confusion: Tensor, run: RunFolder
     ) -> None:
-        """Hand on what a validation has beside its means.
+        """Pass on the results of a validation besides its means.
 
         Args:
             step: updates so far.
             classes: K names.
-            iou: K, in percent.
+            iou: K values, in %.
             confusion: (K, K) int64 pixels, rows the truth.
             run: has the pictures.
         """
@@ -138,11 +136,11 @@ class Tracking:
 
 
 class _Tracker:
-    """The process of one tracker, seen from the training: never waited for before its end."""
+    """The process of a tracker; training never waits for it before its end."""
 
     def __init__(self, name: str, begin: Mapping[str, Any]) -> None:
         self.name = name
-        # It computes nothing: a GPU's memory is the training's.
+        # It needs no GPU, whose memory belongs to training.
         environment = (
             GIVE_UP_SOON
             | surroundings.environment_alone()
@@ -159,7 +157,7 @@ class _Tracker:
         self.send(json.dumps(dict(begin)).encode() + b"\n")
 
     def send(self, line: bytes) -> None:
-        """Hand a line on, or keep it for later; notes what the tracker has said meanwhile."""
+        """Pass a line on, or store it for later; read the tracker's answers."""
         if self._is_given_up:
             return
         self._waiting += line
@@ -169,13 +167,13 @@ class _Tracker:
             self._give_up("does not keep up, or hangs")
 
     def close(self) -> None:
-        """Say that nothing more will come, as soon as all that waits is through."""
+        """Announce the end, after all waiting lines are written."""
         if not self._is_given_up:
             self._waiting += b'{"end": true}\n'
             self._push()
 
     def finish(self, deadline: float) -> None:
-        """Wait until the tracker has ended, at most until the deadline; then it is ended."""
+        """Wait until the tracker has ended; end it at the deadline."""
         while not self._is_given_up and self._waiting and time.monotonic() < deadline:
             select.select([], [self._stdin], [], 0.2)
             self._push()
@@ -197,18 +195,18 @@ class _Tracker:
         children.end(self.process)
 
     def _push(self) -> None:
-        """Write as much as goes without waiting."""
+        """Write as much as possible without waiting."""
         try:
             while self._waiting:
                 del self._waiting[: os.write(self._stdin.fileno(), self._waiting[: 1 << 16])]
         except BlockingIOError:
             pass
-        except (OSError, ValueError):  # its process is gone
+        except (OSError, ValueError):  # its process has ended
             self._listen()
             self._give_up("its process ended")
 
     def _listen(self) -> None:
-        """Note what the tracker says: where its run is, or why it failed."""
+        """Read the tracker's answers: where its record is, or why it failed."""
         with contextlib.suppress(BlockingIOError, OSError, ValueError):
             while piece := os.read(self._stdout.fileno(), 1 << 16):
                 self._answers += piece
@@ -217,7 +215,7 @@ class _Tracker:
         for line in lines:
             try:
                 ((kind, words),) = json.loads(line).items()
-            except (ValueError, AttributeError):  # none of its own words: some package's
+            except (ValueError, AttributeError):  # not an answer, but some package's output
                 continue
             if kind == "failed":
                 self._give_up(words)
@@ -227,7 +225,7 @@ class _Tracker:
                 console.note(f"--track {self.name}: {words}")
 
     def _give_up(self, why: str) -> None:
-        """Tell it once."""
+        """Report the failure once."""
         if not self._is_given_up:
             self._is_given_up = True
             self._waiting.clear()
@@ -237,7 +235,7 @@ class _Tracker:
 
 @contextlib.contextmanager
 def _warned_of(name: str) -> Iterator[None]:
-    """A tracker that cannot be started costs its own record, and no training."""
+    """A tracker that cannot be started loses its own record, but does not affect training."""
     try:
         yield
     except EnvironmentFault as error:

@@ -1,4 +1,4 @@
-"""From a request to a finished run: everything that ``memorysam train`` does between its options and its answer."""
+"""Everything that ``memorysam train`` does between its options and its answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BatchChoice = Callable[[start.RunStart, Manifest, "Accelerator"], start.RunStart
 
 @dataclass(frozen=True)
 class Request:
-    """What the options say; see ``memorysam train --help``."""
+    """The options of a training run; see ``memorysam train --help``."""
 
     recipe: str | None = None
     overrides: tuple[str, ...] = ()
@@ -42,13 +42,14 @@ class Request:
     resume: str | None = None
     device: str = "auto"
     choose_batch: BatchChoice | None = None
-    """``--batch auto``: lets what fits decide; given from above, for what measures stands above what trains."""
+    """``--batch auto``: a function that finds the largest settings that fit. It is passed in, because measuring is in a
+    higher layer than training."""
     trackers: tuple[str, ...] = ()
-    """Of :func:`memorysam_cli.engine.train.tracking.names`."""
+    """From :func:`memorysam_cli.engine.train.tracking.names`."""
     advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
-    """A note for people, once before training begins, if any."""
+    """A message for the user, printed once before training starts, if there is one."""
     strict: bool = False
-    """Refuse sensors that hold other values than the weights of ``--init`` were trained on."""
+    """Refuse sensors whose values differ from those that the weights of ``--init`` were trained on."""
 
     @property
     def plans_batch(self) -> bool:
@@ -58,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that is over."""
+    """A finished run."""
 
     run: RunFolder
     recipe: Recipe
@@ -69,7 +70,7 @@ class FinishedRun:
         return self.result.to_json()
 
     def show(self) -> None:
-        """Print what came of it, for people."""
+        """Print the result for users."""
         result, split = self.result, self.recipe.data.selection_split
         console.say(f"best mIoU {result.miou:.2f} on {split} at step {result.best_step}")
         console.say(f"weights   {result.best}")
@@ -78,13 +79,13 @@ class FinishedRun:
 
 
 def train(request: Request) -> FinishedRun | None:
-    """Train as requested; whatever can be refused is refused before the run's folder is touched.
+    """Train as requested. All checks happen before the run's folder is changed.
 
     Returns:
         The run, in the main process; None in the others.
 
     Raises:
-        MemorySamError: of the kinds that :class:`Trainer` and :mod:`~memorysam_cli.engine.train.start` name.
+        MemorySamError: the errors of :class:`Trainer` and :mod:`~memorysam_cli.engine.train.start`.
         EnvironmentFault: out of memory, nothing fits, or the disk is too full.
     """
     ending = Ending()
@@ -100,6 +101,8 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     root = run_folder.data_root(None if continued is None else continued.path, request.data)
     recipe = start.resolve(named, root)
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
+    surroundings.refuse_malformed()
+    surroundings.refuse_device(request.device, precision=recipe.train.precision)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
     start.refuse_sensors(recipe, scenes)
@@ -108,7 +111,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
         to_learn = len(scenes.of_split(recipe.data.train_split))
         start.extent_of(recipe, scenes=to_learn, processes=surroundings.world(), dataset=scenes.info.name)
     start.refuse_unlabeled(recipe, scenes)
-    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.processes import lost_ones_named
     from memorysam_cli.engine.train import initial
@@ -156,7 +159,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
 
 @dataclass
 class _MemoryAdvice:
-    """What to do about too little memory, by how far training had come."""
+    """What to do if memory runs out, depending on the progress of the run."""
 
     recipe: Recipe
     trainer: Trainer | None = None

@@ -1,4 +1,4 @@
-"""One update: the batches it is made of, its learning rate, and the :class:`Learner` that makes it."""
+"""One update: its batches, its learning rate, and the :class:`Learner` that makes it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from memorysam_cli.recipe import Optim, Recipe
 from memorysam_cli.report import console
 
 OPTIMIZER = "adamw"
-"""What the optimizer's tensors are called by in a checkpoint, beside the losses' names."""
+"""Prefix of the optimizer's tensors in a checkpoint."""
 AVERAGE = "ema"
-"""What the averaged weights are called by there."""
+"""Prefix of the averaged weights in a checkpoint."""
 MOST_OVERFLOWS = 20
 """Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
 
 
 class BatchGroups:
-    """Groups of batches, each for one update; iterate over it, and call :meth:`fetch` whenever there is time.
+    """Groups of batches, each for one update. Iterate over it, and call :meth:`fetch` while the device is busy.
 
     Args:
         batches: of an epoch.
-        size: batches of a group; what is left over at the end is dropped.
-        device: where the first batch of a group is sent ahead; the others wait in pinned memory for their turn.
+        size: batches per group; an incomplete group at the end is dropped.
+        device: the first batch of a group is sent to it in advance; the others wait in pinned memory.
     """
 
     def __init__(self, batches: Iterable[Batch], *, size: int, device: torch.device) -> None:
@@ -57,7 +57,7 @@ class BatchGroups:
             yield group
 
     def fetch(self) -> None:
-        """Have the next group ready. A scene that cannot be read raises when its turn comes."""
+        """Fetch the next group. The error of an unreadable scene is raised when its group is used."""
         if self._ready is not None or self._error is not None:
             return
         begun = time.monotonic()
@@ -69,7 +69,7 @@ class BatchGroups:
         self._ready = [] if len(group) < self._size else [group[0].to(self._device), *group[1:]]
 
     def waited(self) -> float:
-        """Seconds that fetching has taken since this was last asked."""
+        """Seconds spent on fetching since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 
@@ -91,13 +91,13 @@ def learning_rate(step: int, *, optim: Optim, steps_per_epoch: int, epochs: int)
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update did.
+    """The result of an update.
 
     Attributes:
         terms: each weighted loss by name, in the objective's order; the mean of all processes.
         gradient_norm: of all trained parameters, before the update.
-        is_finite: whether loss and gradient are, in every process; if not, nothing was updated.
-        all_ignored: batches of all processes without a labeled pixel.
+        is_finite: whether loss and gradient are finite in every process; if not, nothing was updated.
+        all_ignored: number of batches of all processes without a labeled pixel.
     """
 
     terms: dict[str, float]
@@ -107,7 +107,7 @@ class StepResult:
 
     @property
     def loss(self) -> float:
-        """The sum of the terms."""
+        """The sum of the losses."""
         return sum(self.terms.values())
 
 
@@ -130,8 +130,8 @@ class Learner:
         self.model, self.optimizer = accelerator.prepare(
             network.train(), make_optimizer(list(self.parameters.values()), recipe.optim)
         )
-        # prepare() makes forward autocast wherever it is called; here only a training step does, so that validation
-        # computes what `memorysam evaluate` computes from the file.
+        # prepare() makes every forward pass autocast. Here only a training step does, so that validation
+        # computes the same as `memorysam evaluate` from the file.
         for module in (network, self.model):
             module.__dict__.pop("forward", None)
         self.gradients = Gradients(network, self.model, recipe, accelerator=accelerator)
@@ -148,16 +148,16 @@ class Learner:
         moment: Moment | None = None,
         meanwhile: Callable[[], object] | None = None,
     ) -> StepResult:
-        """One update, the same as that of one batch as large as all of these.
+        """Make one update, equal to that of one batch as large as all of these.
 
-        Nothing that is not finite reaches the weights: then weights, random numbers and what the losses keep are
-        those of before. All work is handed to the device before it is read, and it is read once.
+        Values that are not finite never reach the weights: weights, random numbers and the state of the losses are then
+        restored. All work is queued on the device before the result is read, once.
 
         Args:
             batches: with labels of one size, on any device.
             rate: the learning rate.
-            moment: when it is made, which what is drawn for it depends on; None: not within a training run, where the
-                draw that takes most is made.
+            moment: time of the update, which its random draws depend on. None: outside a training run; the largest
+                second pass is used.
             meanwhile: called while the device is busy; should not raise.
 
         Raises:
@@ -183,9 +183,9 @@ class Learner:
         return Snapshot(rng_state(self.accelerator.device), losses)
 
     def _rehearse(self, batch: Batch, before: Snapshot) -> None:
-        """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
+        """Find out, before processes wait for each other, whether one of them needs the memory saver; then all use it.
 
-        Every later update takes the same memory or less, for training crops have one size.
+        Every later update needs the same memory or less, because training crops have one size.
         """
         self._is_rehearsed, is_short = True, False
         if not self._may_save():
@@ -201,11 +201,11 @@ class Learner:
             self._start_saving()
 
     def _add_gradients(self, batches: Sequence[Batch], drawn: Draw, before: Snapshot) -> Tensor:
-        """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
+        """As :meth:`Gradients.add`; if memory runs out for the first time, repeat with the memory saver on."""
         try:
             return self.gradients.add(batches, drawn)
         except RuntimeError as error:
-            # Where several processes are, the others wait in a sum, and this one cannot begin again.
+            # With several processes, the others are waiting in a sum, so this one cannot repeat the update.
             if not is_out_of_memory(error) or not self._may_save() or self._exchange is not None:
                 raise
         # Not in the handler: the traceback keeps every activation alive.
@@ -214,7 +214,7 @@ class Learner:
         return self.gradients.add(batches, drawn)
 
     def _may_save(self) -> bool:
-        """Whether the memory saver is still to be had."""
+        """Whether the memory saver can still be switched on."""
         return self.recipe.train.saver == "auto" and not self.network.saver
 
     def _start_saving(self) -> None:
@@ -225,9 +225,9 @@ class Learner:
             console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
 
     def _report(self, terms: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """Terms, gradient norm and batches without a labeled pixel, added up over all processes: (T + 2,) float32.
+        """Losses, gradient norm and batches without a labeled pixel, added up over all processes: (T + 2,) float32.
 
-        Whatever is not finite in one process is not finite in the sum.
+        A value that is not finite in one process is not finite in the sum.
         """
         self.accelerator.unscale_gradients(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
@@ -246,7 +246,8 @@ class Learner:
         return StepResult(terms, norm, is_finite=is_finite, all_ignored=round(ignored))
 
     def _is_fine(self, norm: float) -> bool:
-        """Whether a gradient norm may pass: in fp16 some overflows are expected, for the scaler skips such a step."""
+        """Whether a gradient norm is acceptable: in fp16 some overflows are expected, and the scaler skips such a
+        step."""
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         allowed = MOST_OVERFLOWS if self.accelerator.scaler is not None else 0
         return self._overflows <= allowed
@@ -255,12 +256,12 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if not getattr(self.optimizer, "step_was_skipped", False):  # the fp16 scaler's, after an overflow
+        if not getattr(self.optimizer, "step_was_skipped", False):  # the fp16 scaler reports it after an overflow
             self.average.add()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _undo(self, before: Snapshot) -> None:
-        """Back to where the update began."""
+        """Restore the state from before the update."""
         set_rng_state(before.random, self.accelerator.device)
         self.objective.restore(before.losses)
         self.optimizer.zero_grad(set_to_none=True)
@@ -279,11 +280,11 @@ class Learner:
         return state | self.average.state() | self.objective.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
+        """Restore the state from :meth:`state`.
 
         Raises:
             KeyError: a parameter or a loss is not here.
-            RuntimeError: what a loss keeps does not fit.
+            RuntimeError: the state of a loss does not fit.
         """
         losses: dict[str, Tensor] = {}
         average: dict[str, Tensor] = {}
@@ -302,12 +303,12 @@ class Learner:
 
 
 class Average:
-    """The exponential moving average of the weights that are trained; these are what is validated and saved.
+    """The exponential moving average of the trained weights. The averaged weights are validated and saved.
 
     Args:
-        parameters: by name, as they are trained.
-        decay: the share of the average that an update keeps; the first updates, whose average still is of little, keep
-            (1 + n) / (10 + n) where that is less. 0: there is no average, and nothing here does anything.
+        parameters: the trained parameters by name.
+        decay: the share of the average that an update keeps. The first updates keep (1 + n) / (10 + n) if that is less,
+            because the average has few values. 0: no average; all methods do nothing.
 
     Source: TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
     """
@@ -317,7 +318,7 @@ class Average:
         self.tensors = {name: p.detach().clone() for name, p in parameters.items()} if decay else {}
 
     def add(self) -> None:
-        """Let the weights as they are now count."""
+        """Add the current weights to the average."""
         self.updates += 1
         share = 1 - min(self.decay, self.updates / (9 + self.updates))
         for name, average in self.tensors.items():
@@ -325,7 +326,7 @@ class Average:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights; afterwards it has those that are trained, bit for bit."""
+        """The network has the averaged weights within the block; afterwards the trained ones, bit for bit."""
         self._swap()
         try:
             yield
@@ -347,11 +348,11 @@ class Average:
         return named | {f"{AVERAGE}/updates": torch.tensor([self.updates])}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
+        """Restore the state from :meth:`state`.
 
         Raises:
-            KeyError: a parameter is not here, or missing.
-            RuntimeError: one has another shape.
+            KeyError: a parameter is unknown or missing.
+            RuntimeError: a parameter has another shape.
         """
         if not state and not self.tensors:
             return
@@ -363,14 +364,14 @@ class Average:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What an update changes on its way, as it was before: random numbers and what the losses keep."""
+    """Random numbers and the state of the losses before an update."""
 
     random: dict[str, Tensor]
     losses: dict[str, Tensor]
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optim) -> torch.optim.AdamW:
-    """AdamW with weight decay on all but one-dimensional parameters (METHOD §4); on CUDA one kernel for all."""
+    """AdamW with weight decay on all but one-dimensional parameters (METHOD §4); on CUDA as one fused kernel."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -382,8 +383,8 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Optim) -> torch.opt
 def starts_saving(recipe: Recipe, device: torch.device) -> bool:
     """Whether the memory saver is on from the first update.
 
-    ``auto`` is on where running out of memory cannot be caught (a CPU's process is killed), but for nano, which needs
-    little; on CUDA it is off until memory runs out.
+    ``auto`` is on where running out of memory cannot be caught (on a CPU the process is killed), except for nano, which
+    needs little. On CUDA it is off until memory runs out.
     """
     if recipe.train.saver == "auto":
         return device.type != "cuda" and recipe.model.backbone != "nano"

@@ -1,4 +1,4 @@
-"""What a training run shows of itself: its first batch, then each validation's scores, curves and pictures."""
+"""The visible results of a training run: its first batch, then the scores, curves and pictures of each validation."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
 
 HEADLINE = "resized"
-"""The protocol that decides which checkpoint is best: the one that the papers report."""
+"""The protocol that decides which checkpoint is best: the one of the papers."""
 SAMPLES = 4
-"""Scenes on a sheet; of a validation, spread evenly over the split."""
+"""Number of scenes in a picture of a validation, spread evenly over the split."""
 FIRST = "first-batch.png"
 NEWEST, BEST, EARLIEST = "validation.png", "validation-best.png", "validation-first.png"
 
 
 def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modality], folder: Path) -> None:
-    """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is seen at once.
+    """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is visible.
 
     Args:
         batch: M × (B, 3, H, W), normalized; labels (B, H, W).
         info: classes and palette.
         modalities: of the frames.
-        folder: where to.
+        folder: the output folder.
     """
-    assert batch.label is not None  # a training's batches have one
+    assert batch.label is not None  # training batches have one
     labels = batch.label.cpu().numpy()
     rows = []
     for index, label in enumerate(labels[:SAMPLES]):
@@ -62,7 +62,7 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
 
 
 def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
-    """A normalized frame (3, H, W) as a picture: normalization is undone, colors are as they were."""
+    """A normalized frame (3, H, W) as a picture with its original colors."""
     values = frame.float().cpu()
     if modality.mean is not None and modality.std is not None:
         values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
@@ -76,11 +76,11 @@ def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
 class Validation:
     """Scores the selection split with the code of ``memorysam evaluate``.
 
-    Always in float32, whatever ``train.precision`` says, so that the scores are those that evaluating the saved file
-    gives.
+    It always computes in float32, also with another ``train.precision``, so the scores equal those of an evaluation of
+    the saved file.
 
     Args:
-        network: what is trained; its mode comes back after scoring.
+        network: in training; its mode is restored after scoring.
         manifest: of the data set.
         recipe: split, size, batch, worker processes.
         accelerator: device and processes, which share the scenes.
@@ -92,7 +92,7 @@ class Validation:
 
     @property
     def share(self) -> int:
-        """Scenes of one process, at most."""
+        """The largest number of scenes of one process."""
         share: int = math.ceil(len(self.scenes) / self.accelerator.num_processes)
         return share
 
@@ -100,7 +100,7 @@ class Validation:
         """The counts of all scenes, the same in every process.
 
         Args:
-            advance: told how many scenes of this process have just been scored.
+            advance: called with the number of scenes that this process has just scored.
         """
         with runtime.computing("fp32", self.accelerator.device):
             return evaluate(
@@ -119,12 +119,12 @@ class Validation:
             )
 
     def judge(self, miou: float, position: Position, *, epoch: int) -> bool:
-        """Note the score of the weights as they are now; what is not a number is never the best, and blocks no best.
+        """Record the score of the current weights; NaN is never the best and never prevents a later best.
 
         Args:
-            miou: in percent, of the protocol :data:`HEADLINE`.
-            position: takes the score, and the best one.
-            epoch: that is done.
+            miou: in %, of the protocol :data:`HEADLINE`.
+            position: stores the score, and the best one.
+            epoch: the finished epoch.
 
         Returns:
             Whether these are the best weights so far.
@@ -140,10 +140,10 @@ class Validation:
         return is_best
 
     def draw(self, run: RunFolder, result: Evaluation, position: Position, *, is_best: bool) -> None:
-        """The curves so far, what is confused, and how the network sees a few scenes; in one process.
+        """Draw the curves so far, the confusion matrix, and the predictions for a few scenes; in one process.
 
         Args:
-            run: where to.
+            run: the run's folder.
             result: of the newest validation.
             position: of the training.
             is_best: the weights are the best so far.
@@ -153,13 +153,13 @@ class Validation:
         title = f"{self.recipe.data.selection_split} after step {position.step}: mIoU {miou:.2f}"
         draw_confusion(run, result.confusion(HEADLINE), classes=result.classes, title=title)
         with runtime.computing("fp32", self.accelerator.device):
-            # In the protocol that scores a label at its own size, as it is drawn.
+            # In the protocol that scores a label at its own size, because it is drawn so.
             scored = result.scene_scores("native")
             draw_samples(self.network, self.manifest, scored, run.samples, is_best=is_best)
 
 
 def metric_of(position: Position) -> Metric | None:
-    """The validation of the weights as they are now; none if they have not been validated, or it gave no number."""
+    """The validation result of the current weights; None if they have not been validated, or the score is NaN."""
     last = position.validation
     return Metric(**last) if position.is_validated and last is not None and last["miou"] is not None else None
 
@@ -181,13 +181,13 @@ def draw_samples(
 ) -> None:
     """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes, with their mIoU.
 
-    The first validation's and the best one's are kept beside it, to see what was learned.
+    The sheets of the first and of the best validation are stored beside it for comparison.
 
     Args:
-        network: predicts them.
+        network: the network in training.
         manifest: of the scenes.
-        scored: the scenes of the split, and how well each was segmented.
-        folder: where to.
+        scored: the scenes of the split, each with its score.
+        folder: the output folder.
         is_best: the weights are the best so far.
     """
     few = [scored[index * len(scored) // SAMPLES] for index in range(SAMPLES)] if len(scored) > SAMPLES else scored

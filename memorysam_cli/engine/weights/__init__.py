@@ -1,1 +1,1 @@
-"""Weights from and for other people's code, and whether weights hold."""
+"""Weights from and for other code, and checks of weights files."""

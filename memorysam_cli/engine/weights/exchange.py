@@ -1,7 +1,8 @@
-"""Weights from other code, and for it: the authors' released weights made into a file of ours, ours in other layouts.
+"""Import of the authors' released weights, and export of our weights to other layouts.
 
-First what comes in: complete, with a card, and nothing left out; then what the file's name says, the recipe that
-follows from it, the data set, and the card. Then what goes out, and the check that a file is what it claims to be.
+First the import: complete, with a card, and nothing left out; then the content of the file's name, the recipe that
+follows from it, the data set, and the card. Then the export, and the check of a weights file. Options, headers and
+cards are checked without torch.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from memorysam_cli import data as datasets
+from memorysam_cli import model as models
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.train.start import resolve
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
 from memorysam_cli.model import CARD, Base, Metric, WeightsCard, read_card
-from memorysam_cli.model.lora import adapter_config, adapter_state, scale_of
-from memorysam_cli.model.reference import Identity, from_reference, identify, to_reference, unwrapped
-from memorysam_cli.model.weights import Segmenter, load, load_unmerged, save_complete, versions
 from memorysam_cli.recipe import BACKBONES, Recipe
 from memorysam_cli.registry import ENCODERS
-from memorysam_cli.storage import atomic, documents, foreign, tensors
-from memorysam_cli.text import shown
+from memorysam_cli.storage import atomic, documents, tensors
+from memorysam_cli.text import counted, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memorysam_cli.model.reference import Identity
+    from memorysam_cli.model.weights import Segmenter
 
 LETTERS = {
     "deliver": {"RGB": "img", "I": "img", "D": "depth", "E": "event", "L": "lidar"},
@@ -36,11 +38,12 @@ LETTERS = {
 }
 """Data set → letter → modality."""
 ANTIALIASED = {"deliver": True, "mcubes": False}
-"""Data set → whether upstream's code antialiases where images shrink (METHOD §5)."""
+"""Data set → whether the authors' code antialiases when images shrink (METHOD §5)."""
 SELECTED_ON_TEST = ("mcubes",)
-"""Data sets whose upstream "val" list is the test list, so that the published weights were chosen on it (METHOD §5)."""
+"""Data sets whose "val" list in the authors' code is the test list, so that the published weights were selected on it
+(METHOD §5)."""
 _RESULT = re.compile(r"epoch[_-]?(?P<epoch>\d+)_(?P<miou>\d{1,3}(?:\.\d+)?)(?![\d.]*\d)")
-# RGB in either case; I alone only in capitals, for "in" and "id" are words.
+# RGB in any case; a single I only as a capital, because "in" and "id" are words.
 _SENSORS = re.compile(r"(?<![A-Za-z])(?:(?i:RGB)|I(?=[-_]?[ADELN]))(?:[-_]?(?i:[ADELN]))*(?![A-Za-z])")
 _SMALL = re.compile(r"(?<![A-Za-z])i[adeln]+(?![A-Za-z])")
 _DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGNORECASE)
@@ -48,44 +51,50 @@ _DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGN
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """What was written."""
+    """The result of an import."""
 
     card: WeightsCard
     tensors: int
-    """How many the file had; all are in what was written."""
+    """Number of tensors in the file; all are in the output."""
     sha256: str
     notes: tuple[str, ...]
-    """What was taken from where, and what is worth knowing."""
+    """The sources of values, and remarks."""
 
 
 def import_reference(
     path: Path, out: Path, *, recipe: str | None = None, modalities: tuple[str, ...] | None = None,
     root: Path | None = None,
 ) -> ImportedWeights:  # fmt: skip
-    """Write an upstream checkpoint as a weights file of ours.
+    """Write a checkpoint of the authors' code as a memorysam weights file.
 
     Args:
         path: a .pth (a state dict, or one under ``model_state_dict``) or a .safetensors of the same names.
         out: the file to write.
-        recipe: a shipped recipe's name or a .yaml file; None: as the file's name says. ``auto`` and ``all`` in it
-            are what is prepared in ``root``.
-        modalities: in the order of training; None: as the file's name or the recipe says.
-        root: a data root where the data set is prepared; None: the default root if it is prepared there, else the
-            data set as published.
+        recipe: a shipped recipe's name or a .yaml file; None: from the file's name. ``auto`` and ``all`` in it mean the
+            data prepared in ``root``.
+        modalities: in the order of training; None: from the file's name or the recipe.
+        root: a data root with the prepared data set; None: the default root if it is prepared there, else the data set
+            as published.
 
     Raises:
-        UsageError: the name and the options contradict each other, or do not say enough.
-        WeightsError: it is unsafe, damaged, incomplete or no MemorySAM checkpoint.
+        UsageError: the name and the options contradict each other, or are not sufficient.
+        WeightsError: it is unsafe, damaged, incomplete or not a MemorySAM checkpoint.
         DataError: ``root`` does not have the data set.
     """
+    _refuse_own(path)
+    # Options that do not fit are told before the seconds that torch takes; a name that says nothing, after the file.
+    asked = recipe is not None or modalities is not None
+    planned = _planned(path, recipe=recipe, modalities=modalities, root=root) if asked else None
+    from memorysam_cli.model.reference import from_reference, identify
+    from memorysam_cli.model.weights import save_complete, versions
+
     state = _read(path)
     identity = identify(state, where=shown(path))
-    chosen = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifests.data_root(root))
-    dataset = _dataset(chosen, root=root)
+    chosen, dataset = planned or _planned(path, recipe=recipe, modalities=modalities, root=root)
     if identity.tokens < len(dataset.classes):
         raise WeightsError(
-            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has {len(dataset.classes)} "
-            "classes; give the --recipe of the data set that it was trained on"
+            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has "
+            f"{counted(len(dataset.classes), 'class')}; give the --recipe of the data set that it was trained on"
         )
     trained = _trained_by(chosen, identity)
     card = WeightsCard(
@@ -99,30 +108,43 @@ def import_reference(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of either container, without the wrappers of training."""
-    if path.suffix != ".safetensors":
-        return unwrapped(foreign.read_torch(path))
-    state, metadata = tensors.read(path)
-    if CARD in metadata:
+    """The tensors of either format, without prefixes from training."""
+    from memorysam_cli.model.reference import unwrapped
+    from memorysam_cli.storage import foreign
+
+    return unwrapped(tensors.read(path)[0] if path.suffix == ".safetensors" else foreign.read_torch(path))
+
+
+def _refuse_own(path: Path) -> None:
+    """Refuse memorysam's own files, and files that are no weights by their first bytes."""
+    tensors.check_file(path)
+    if path.suffix == ".safetensors" and CARD in tensors.read_metadata(path):
         raise WeightsError(f"{shown(path)}: is already a memorysam weights file; use it as it is")
-    return unwrapped(state)
+
+
+def _planned(
+    path: Path, *, recipe: str | None, modalities: tuple[str, ...] | None, root: Path | None
+) -> tuple[Recipe, DatasetInfo]:
+    """The recipe and the data set of imported weights, from the file's name and the options."""
+    chosen = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifests.data_root(root))
+    return chosen, _dataset(chosen, root=root)
 
 
 @dataclass(frozen=True)
 class FileName:
-    """What a file's name, or the folder's that it lies in, says; None where it says nothing."""
+    """The information in the name of a file, or of its folder; None for values that are not in it."""
 
     dataset: str | None = None
     sensors: str | None = None
     """Letters, such as ``RGBDEL``."""
     epoch: int | None = None
     miou: float | None = None
-    """Percent."""
+    """In %."""
     recipe: str | None = None
-    """The shipped recipe that the folder is named after."""
+    """The shipped recipe with the folder's name."""
 
     def modalities(self, dataset: str) -> tuple[str, ...] | None:
-        """The sensors in a data set's words, or None where they are not that data set's."""
+        """The sensors in a data set's names, or None if they are not that data set's."""
         if self.sensors is None or dataset not in LETTERS:
             return None
         known = LETTERS[dataset]
@@ -133,18 +155,18 @@ class FileName:
         return tuple(known[letter] for letter in letters)
 
     def datasets(self) -> list[str]:
-        """The data sets that it can mean."""
+        """The data sets that the name can mean."""
         if self.dataset is not None:
             return [self.dataset]
         return [dataset for dataset in LETTERS if self.modalities(dataset)] if self.sensors else []
 
 
 def read_name(path: Path) -> FileName:
-    """Read a file's name, and where it says no sensors, that of its folder."""
+    """Read a file's name and, if it has no sensors, its folder's name."""
     result = _RESULT.search(path.stem)
     epoch, miou = (int(result["epoch"]), float(result["miou"])) if result else (None, None)
     name = _words(path.stem)
-    if name.sensors is None and result:  # only then is the folder the training code's
+    if name.sensors is None and result:  # only then the training code created the folder
         folder = path.absolute().parent.name
         if folder in recipes.shipped():
             name = FileName(recipe=folder)
@@ -155,7 +177,7 @@ def read_name(path: Path) -> FileName:
 
 
 def _words(text: str) -> FileName:
-    """Data set and sensors, as far as they are words of a text."""
+    """Data set and sensors in a text."""
     dataset = _DATASET.search(text)
     sensors = _SENSORS.search(text) or (_SMALL.search(text) if dataset else None)
     return FileName(
@@ -165,7 +187,7 @@ def _words(text: str) -> FileName:
 
 
 def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...] | None) -> Recipe:
-    """The recipe that weights were trained by, from the file's name and what the user says.
+    """The training recipe of weights, from the file's name and the user's options.
 
     Args:
         path: the file.
@@ -173,7 +195,7 @@ def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...]
         modalities: in the order of training; None: the name's, else the recipe's.
 
     Raises:
-        UsageError: the name and the options contradict each other, or do not say enough.
+        UsageError: the name and the options contradict each other, or are not sufficient.
     """
     name = read_name(path)
     if recipe is None and name.recipe is not None:
@@ -188,7 +210,7 @@ def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...]
 
 
 def _shipped(path: Path, name: FileName, modalities: tuple[str, ...] | None) -> Recipe:
-    """The shipped recipe of the data set and modalities that the name says."""
+    """The shipped recipe for the data set and modalities in the name."""
     possible = name.datasets()
     if not possible and modalities is not None:
         possible = [dataset for dataset, letters in LETTERS.items() if set(letters.values()) >= set(modalities)]
@@ -206,7 +228,8 @@ def _shipped(path: Path, name: FileName, modalities: tuple[str, ...] | None) -> 
 
 
 def _published() -> dict[str, Recipe]:
-    """The shipped recipes that the authors' weights may be of: those of the paper's data sets with its losses alone."""
+    """The shipped recipes that are possible for the authors' weights: those of the paper's data sets with only its
+    losses."""
     shipped = {name: recipes.load(name) for name in recipes.shipped()}
     return {
         name: each
@@ -216,7 +239,7 @@ def _published() -> dict[str, Recipe]:
 
 
 def _not_stated(path: Path, what: str) -> str:
-    """The message of a file that leaves open by which recipe it was trained."""
+    """The message for a file whose recipe is unclear."""
     known = ", ".join(_published())
     return (
         f"{shown(path)}: neither the tensors nor the file's name say {what}; "
@@ -225,7 +248,7 @@ def _not_stated(path: Path, what: str) -> str:
 
 
 def _refuse_contradiction(path: Path, name: FileName, *, dataset: str, chosen: tuple[str, ...]) -> None:
-    """The name speaks only of the data sets that upstream has."""
+    """Refuse options that contradict the name, which can only mean data sets of the authors' code."""
     if dataset not in LETTERS:
         return
     named = name.modalities(dataset)
@@ -247,7 +270,7 @@ def _dataset(recipe: Recipe, *, root: Path | None) -> DatasetInfo:
     is_published = name in datasets.DATASETS
     if root is not None or name in manifests.prepared(place):
         info = manifests.read_info(place, name)
-        # A copy prepared without some sensors must not stand in the way, unless --data names it.
+        # A copy prepared without some sensors is ignored, unless --data names it.
         if root is not None or not is_published or wanted <= {modality.name for modality in info.modalities}:
             return _with_modalities(info, recipe, where=str(manifests.folder(place, name) / manifests.INFO))
     if not is_published:
@@ -268,7 +291,7 @@ def _with_modalities(info: DatasetInfo, recipe: Recipe, *, where: str) -> Datase
 
 
 def _trained_by(recipe: Recipe, identity: Identity) -> Recipe:
-    """The recipe with what the tensors say and with what upstream's training code does."""
+    """The recipe with values from the tensors and from the authors' training code."""
     content = recipe.model_dump(mode="json")
     content["model"] |= {"backbone": identity.backbone, "encoder": "lora", "object_gate": True}
     content["model"] |= {"base_weights": "published", "lora": {"rank": identity.rank}}
@@ -286,7 +309,7 @@ def _metric(name: FileName, recipe: Recipe) -> Metric | None:
 
 
 def _notes(card: WeightsCard, chosen: Recipe, identity: Identity) -> tuple[str, ...]:
-    """Where tensors, recipe and name differ, and what is worth knowing of the result."""
+    """Differences between tensors, recipe and name, and other remarks."""
     notes = []
     if chosen.model.backbone != identity.backbone:
         notes.append(f"the tensors are of {identity.backbone}; recipe {chosen.name} says {chosen.model.backbone}")
@@ -308,16 +331,16 @@ WeightsFormat = Literal["reference", "peft", "merged"]
 UPSTREAM_TOKENS = 25
 ADAPTER_FILE = "adapter_model.safetensors"
 TEST_PX = 64
-"""Side of the images that weights are checked with."""
+"""Side of the images for the check of weights."""
 
 
 @dataclass(frozen=True)
 class ExportedWeights:
-    """What was written."""
+    """The result of an export."""
 
     tensors: int
     sha256: str
-    """Of the file; of the adapter's tensors file for ``peft``."""
+    """SHA-256 of the file; for ``peft``, of the adapter's tensors file."""
     notes: tuple[str, ...] = ()
 
 
@@ -325,33 +348,51 @@ def export(path: Path, out: Path, *, form: WeightsFormat) -> ExportedWeights:
     """Write weights in another layout.
 
     Args:
-        path: a weights file of ours; one that needs its base gets it.
-        out: a file whose suffix says the container, or a folder for ``peft``.
-        form: ``reference`` is the upstream code's state dict; ``peft`` the LoRA alone; ``merged`` is a state dict in
-            plain ``sam2``'s names, LoRA folded in, the decoder with the class tokens.
+        path: a weights file of ours; its base weights are loaded if necessary.
+        out: a file whose suffix decides the format, or a folder for ``peft``.
+        form: ``reference`` is the state dict of the authors' code; ``peft`` only LoRA; ``merged`` is a state dict with
+            the names of plain ``sam2``, LoRA merged, the decoder with the class tokens.
 
     Raises:
-        WeightsError: the layout cannot hold these weights (says why and what can), or they are refused.
+        WeightsError: the layout cannot represent these weights (the message says why, and what can), or they are
+            refused.
         EnvironmentFault: it cannot be written.
     """
     card = read_card(path)
+    refuse_layout(card, form=form, where=shown(path))
+    # Here: what was typed, and what the card says, has been looked at, and torch takes seconds.
+    from memorysam_cli.model.lora import scale_of
+    from memorysam_cli.model.reference import to_reference
+    from memorysam_cli.model.weights import load_unmerged
+
     if form == "merged":
-        _refuse_beyond_sam2(card, where=shown(path), whose="plain sam2")
-        state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
+        state = {name.removeprefix("sam."): tensor for name, tensor in models.load(path).state_dict().items()}
         return ExportedWeights(len(state), _write(out, state))
-    _refuse_without_lora(card, form=form, where=shown(path))
-    if form == "reference":
-        _refuse_other_networks(card, where=shown(path))
     network = load_unmerged(path)
     if form == "peft":
         return _write_adapter(network, out)
     try:
-        state = to_reference(network.state_dict(), scale=_scale(card, where=shown(path)))
+        state = to_reference(network.state_dict(), scale=scale_of(card.recipe.model.lora))
     except WeightsError as error:
         raise WeightsError(f"{shown(path)}: {error}") from None
     is_usual = card.tokens == UPSTREAM_TOKENS
     note = f"these weights have {card.tokens} class tokens; upstream's code builds {UPSTREAM_TOKENS}: change it there"
     return ExportedWeights(len(state), _write(out, state), notes=() if is_usual else (note,))
+
+
+def refuse_layout(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
+    """Refuse a layout that cannot hold the weights, from their card alone.
+
+    Raises:
+        WeightsError: the message says why, and names a layout that can.
+    """
+    if form == "merged":
+        _refuse_beyond_sam2(card, where=where, whose="plain sam2")
+        return
+    _refuse_without_lora(card, form=form, where=where)
+    if form == "reference":
+        _refuse_other_networks(card, where=where)
+        _refuse_other_lora(card, where=where)
 
 
 def _refuse_without_lora(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
@@ -366,7 +407,7 @@ def _refuse_without_lora(card: WeightsCard, *, form: WeightsFormat, where: str) 
 
 
 def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
-    """The upstream code builds SAM 2's Hiera and takes the mean of the frames."""
+    """Refuse networks that the authors' code cannot build: it has only SAM 2's Hiera and the mean of the frames."""
     model = card.recipe.model
     if model.backbone not in BACKBONES:
         raise WeightsError(
@@ -377,7 +418,7 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
 
 
 def _refuse_beyond_sam2(card: WeightsCard, *, where: str, whose: str) -> None:
-    """Other code has SAM 2's parts alone, and takes the mean of the frames; the rest would be lost silently."""
+    """Refuse parts beyond SAM 2 and other fusions than the mean: other code would silently ignore them."""
     plain = {"fusion": "mean", "modality_embedding": False, "memory_mask": "best", "projection": ()}
     for key, value in plain.items():
         if getattr(card.recipe.model, key) != value:
@@ -387,23 +428,26 @@ def _refuse_beyond_sam2(card: WeightsCard, *, where: str, whose: str) -> None:
             )
 
 
-def _scale(card: WeightsCard, *, where: str) -> float:
-    """What LoRA's output is multiplied with; the upstream code has neither this nor other kinds of LoRA."""
+def _refuse_other_lora(card: WeightsCard, *, where: str) -> None:
+    """Refuse other kinds of LoRA, which the authors' code does not have."""
     lora = card.recipe.model.lora
     if lora.dora or set(lora.targets) != {"q", "v"}:
         kind = "DoRA" if lora.dora else f"LoRA on {', '.join(lora.targets)}"
         raise WeightsError(f"{where}: has {kind}; the upstream layout knows LoRA on q and v only; use --format merged")
-    return scale_of(lora)
 
 
 def _write(out: Path, state: dict[str, Tensor]) -> str:
     if out.suffix == ".safetensors":
         return tensors.write(out, state, {"format": "pt"})
+    from memorysam_cli.storage import foreign
+
     return foreign.write_torch(out, state)
 
 
 def _write_adapter(network: Segmenter, out: Path) -> ExportedWeights:
-    """An adapter folder as PEFT writes it: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
+    """Write an adapter folder in PEFT's format: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
+    from memorysam_cli.model.lora import adapter_config, adapter_state
+
     model = network.card.recipe.model
     published = ENCODERS.get(model.backbone).published
     config = adapter_config(model.lora, network.encoder).to_dict()
@@ -419,12 +463,14 @@ def verify_weights(path: Path) -> dict[str, Any]:
     """Load weights with all their checks and run them once.
 
     Returns:
-        ``tensors`` (how many the network has), ``base``, ``kind``, ``sha256`` of the file.
+        ``tensors`` (number of the network's tensors), ``base``, ``kind``, ``sha256`` of the file.
 
     Raises:
         WeightsError: any check fails, or the logits of a small test image are not finite.
     """
-    network = load(path)
+    import torch
+
+    network = models.load(path)
     frames = [torch.zeros(1, 3, TEST_PX, TEST_PX) for _ in network.card.modalities]
     with torch.inference_mode():
         logits = network.logits(frames)

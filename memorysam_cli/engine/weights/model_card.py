@@ -1,7 +1,7 @@
-"""The model card of trained weights, and what goes to the Hugging Face Hub with them.
+"""The model card of trained weights, and the files to upload to the Hugging Face Hub.
 
-What is known of weights is gathered, the card is rendered from it section by section, and both are planned as an
-upload. At the end the Markdown, in which other people's words stay words, whatever they look like.
+First the facts about weights are collected, then the card is rendered section by section, then the upload is planned.
+At the end are functions for Markdown, in which foreign text is always escaped.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
 from memorysam_cli.storage.hub import CARD, Upload
-from memorysam_cli.text import command, shown
+from memorysam_cli.text import command, counted, shown
 
 LICENSE = "apache-2.0"
-"""SAM 2's, of which all weights are made, and ours."""
+"""The licenses of SAM 2, on which all weights are based, and of memorysam."""
 LIBRARY = "memorysam"
 RECIPE = "recipe.yaml"
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
@@ -33,26 +33,26 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is made of."""
+    """The content of a card."""
 
     file: Path
     digest: str
     """SHA-256 of the file."""
     card: WeightsCard
     command: str | None
-    """That trained them, without anybody's paths; None where it is not known."""
+    """The training command, without local paths; None if unknown."""
     evaluations: tuple[dict[str, Any], ...]
-    """Reports of ``memorysam evaluate`` on these very weights with all their sensors."""
+    """Reports of ``memorysam evaluate`` on exactly these weights with all their sensors."""
 
 
 def gather(path: Path) -> CardFacts:
-    """Everything that is known of weights.
+    """Collect everything that is known about weights.
 
     Args:
         path: a weights file of ours.
 
     Raises:
-        WeightsError: it is none, or damaged.
+        WeightsError: it is not a weights file, or damaged.
     """
     card, digest, run = read_card(path), tensors.sha256(path), run_folder.run_of(path)
     trained_by = None
@@ -65,7 +65,7 @@ def gather(path: Path) -> CardFacts:
 
 
 def _reports(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations below a folder, in the order of their names; of one that cannot be read it is said."""
+    """The evaluations below a folder, sorted by name; unreadable ones are reported."""
     reports = []
     for path in sorted(folder.rglob("metrics.json")) if folder.is_dir() else ():
         try:
@@ -76,7 +76,7 @@ def _reports(folder: Path) -> list[dict[str, Any]]:
 
 
 def _report(path: Path) -> dict[str, Any]:
-    """What a card shows of an evaluation."""
+    """The part of an evaluation that a card shows."""
     report = documents.read_object(path)
     with documents.understood(path):
         classes = [
@@ -94,13 +94,13 @@ def _report(path: Path) -> dict[str, Any]:
 
 
 def _is_of(report: dict[str, Any], card: WeightsCard, digest: str) -> bool:
-    """Whether a report is of these weights as they are meant to be used: all sensors, one look."""
+    """Whether a report is of these weights with all sensors and default settings."""
     is_whole = report.get("modalities") == [modality.name for modality in card.modalities]
     return report.get("weights_sha256") == digest and is_whole and not report.get("tta") and not report.get("tile")
 
 
 def public_command(text: str) -> str:
-    """A command line without the folders of the machine that it was typed on; nothing of one that is cut off."""
+    """A command line without local paths; empty if it is cut off."""
     try:
         words = shlex.split(text)
     except ValueError:
@@ -113,17 +113,17 @@ def public_command(text: str) -> str:
 
 
 def _public(text: str) -> str:
-    """The last part of an absolute path; other text as it is."""
+    """The last part of an absolute path; other text unchanged."""
     return _ABSOLUTE.sub("…/", text.strip()) if _ABSOLUTE.match(text.strip()) else text
 
 
 def render(facts: CardFacts, *, license: str = LICENSE, repo: str | None = None) -> str:
-    """The card as Markdown, with the YAML that the Hub reads above it.
+    """The card as Markdown, after the YAML for the Hub.
 
     Args:
-        facts: of :func:`gather`.
-        license: an identifier of the Hub's.
-        repo: where the weights will lie, for the lines that use them.
+        facts: from :func:`gather`.
+        license: an identifier of the Hub.
+        repo: the repository, for the usage examples.
     """
     card = facts.card
     sections = [
@@ -147,7 +147,7 @@ def _title(card: WeightsCard) -> str:
 
 
 def _front_matter(facts: CardFacts, *, license: str) -> str:
-    """The YAML block, by the Hub's own client."""
+    """The YAML block, written by the Hub's own client."""
     from huggingface_hub import EvalResult, ModelCardData
 
     card, info = facts.card, facts.card.dataset
@@ -166,13 +166,13 @@ def _front_matter(facts: CardFacts, *, license: str) -> str:
         model_name=line(_title(card)), eval_results=results or None,
     )  # fmt: skip
     if not results:
-        del data.model_name  # a model index without results is none
+        del data.model_name  # a model index needs results
     text: str = data.to_yaml()
     return text.rstrip("\n") + "\n"
 
 
 def _headlines(facts: CardFacts) -> list[tuple[str, str, float]]:
-    """Split, protocol and mIoU in percent: of the evaluations, or of the validation that the weights carry."""
+    """Split, protocol and mIoU in %: from the evaluations, or from the validation stored in the weights."""
     scores: dict[tuple[str, str], float] = {}
     for report in facts.evaluations:
         for protocol, part in report["protocols"].items():
@@ -189,7 +189,7 @@ def _base_model(card: WeightsCard) -> str | None:
 
 
 def _slug(text: str) -> str:
-    """What the Hub takes for a name or a tag."""
+    """A text as the Hub allows it for a name or a tag."""
     return _PLAIN.sub("-", text).strip("-.") or "unnamed"
 
 
@@ -197,7 +197,7 @@ def _what(card: WeightsCard) -> str:
     sensors = ", ".join(plain(modality.name) for modality in card.modalities)
     count = len(card.modalities)
     return (
-        f"Semantic segmentation of {len(card.dataset.classes)} classes from {count} sensor{'s' * (count > 1)} "
+        f"Semantic segmentation of {counted(len(card.dataset.classes), 'class')} from {counted(count, 'sensor')} "
         f"({sensors}), trained on {plain(card.dataset.title)}. The network is MemorySAM (arXiv 2503.06700): SAM 2's "
         f"video memory ({plain(card.recipe.model.backbone)}) runs across the aligned images of one scene."
     )
@@ -244,7 +244,7 @@ def _sensors(card: WeightsCard) -> str:
 
 
 def _trained_sets(card: WeightsCard) -> str:
-    """Which sets of the sensors training showed, where there are several."""
+    """The sets of sensors in training, if there are several."""
     recipe = card.recipe
     some, *others = recipe.sensors.values()
     if not others:
@@ -311,7 +311,7 @@ def _base_source(card: WeightsCard) -> str:
 
 
 def public_recipe(card: WeightsCard) -> str:
-    """The recipe as YAML, without anybody's paths."""
+    """The recipe as YAML, without local paths."""
     if card.recipe.extensions:
         names = tuple(f"…/{PurePath(file).name}" for file in card.recipe.extensions)
         card = card.model_copy(update={"recipe": card.recipe.model_copy(update={"extensions": names})})
@@ -321,8 +321,8 @@ def public_recipe(card: WeightsCard) -> str:
 def _limits(facts: CardFacts) -> str:
     card = facts.card
     lines = [
-        f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, also where nothing "
-        "of them is there.",
+        f"It knows the {counted(len(card.dataset.classes), 'class')} above and gives each pixel one of them, even if "
+        "the pixel shows something else.",
         f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
         "Score it on your own data first: `memorysam evaluate`, and `--robustness` for failing sensors.",
         "The sensors must be aligned to each other, pixel by pixel.",
@@ -333,18 +333,18 @@ def _limits(facts: CardFacts) -> str:
 
 
 def plan(repo: str, path: Path, *, license: str, with_card: bool, private: bool, replaces_card: bool) -> Upload:
-    """The files of a repository for weights; the weights are read whole first, for nobody should get damaged ones.
+    """The files of a repository for weights, which are read completely first, so that damaged ones are not published.
 
     Args:
         repo: ``owner/name``.
         path: a weights file of ours.
-        license: an identifier of the Hub's.
-        with_card: whether a README.md goes along.
-        private: of a repository that is made.
-        replaces_card: whether another README.md that is there may be replaced.
+        license: an identifier of the Hub.
+        with_card: whether to add a README.md.
+        private: for a new repository.
+        replaces_card: whether a different existing README.md may be replaced.
 
     Raises:
-        WeightsError: they are damaged, not ours, or their base is not to be had.
+        WeightsError: they are damaged, not ours, or their base cannot be loaded.
     """
     from memorysam_cli.model.weights import load_unmerged
 
@@ -361,7 +361,7 @@ def plan(repo: str, path: Path, *, license: str, with_card: bool, private: bool,
 
 
 def sizes(upload: Upload) -> dict[str, int]:
-    """Name → bytes of what will be sent."""
+    """Name → bytes of the files to send."""
     return {
         name: len(content) if isinstance(content, bytes) else content.stat().st_size
         for name, content in upload.files.items()
@@ -369,30 +369,30 @@ def sizes(upload: Upload) -> dict[str, int]:
 
 
 def line(text: str) -> str:
-    """Text on one line, without control characters and backticks: what may stand between two of these."""
+    """Text on one line, without control characters and backticks, to be put between backticks."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace("`", "'")
 
 
 def code(text: str) -> str:
-    """Text on one line as code, in a table too: there a bar would end the cell, also between backticks."""
+    """Text on one line as code, also in a table, where a bar would end the cell even between backticks."""
     return f"`{line(text).replace('|', chr(92) + '|')}`"
 
 
 def plain(text: str) -> str:
-    """Text on one line that Markdown and HTML leave alone, in a table too; nothing of it becomes a link."""
+    """Text on one line, escaped for Markdown and HTML, also in a table; nothing becomes a link."""
     safe = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     linkless = safe.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
     return _SPECIAL.sub(r"\\\1", linkless)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the cells are Markdown already."""
+    """A table; the cells are already Markdown."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def fenced(language: str, text: str) -> str:
-    """A block of code whose fence is longer than any in it; control characters in it are escaped."""
+    """A block of code with a fence longer than any in it; control characters are escaped."""
     text = shown(text, keep="\n\t")
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -1,8 +1,9 @@
-"""ONNX graphs of any batch and size, and in half precision.
+"""ONNX graphs for any batch and size, and in half precision.
 
-What depends on the size is computed in the graph: SAM 2's position encodings and rotary tables, the interpolated
-position embedding, and how many windows cover an image. Sizes stay multiples of 32. The tracer reasons best about
-products, so the image is cut into cells of 32 pixels on the way in, whose numbers of rows and columns are what is free.
+Everything that depends on the size is computed in the graph: SAM 2's position encodings and rotary tables, the
+interpolated position embedding, and the number of windows that cover an image. Sizes are multiples of 32. The tracer
+handles products best, so the input is divided into cells of 32 pixels, and the numbers of rows and columns of cells are
+the free dimensions.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from memorysam_cli.model.backbone import RotaryAttention
 from memorysam_cli.model.network import MemorySAM
 
 Free = Literal["batch", "size"]
-"""What a graph leaves open."""
+"""The open dimensions of a graph."""
 CELL = 32
-"""Pixels of a cell's side: what every size is a multiple of."""
+"""Side of a cell in pixels: every size is a multiple of it."""
 HALVED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that multiply in float16; what they are given and what they give is rounded to it."""
+"""Operators that multiply in float16; their inputs and outputs are rounded to it."""
 _IN_HALF = "_in_half"
 _THETA = 10000.0
 
@@ -41,7 +42,7 @@ def seven_sided(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Cells(NamedTuple):
-    """How many cells an image has."""
+    """The number of cells of an image."""
 
     rows: int
     columns: int
@@ -51,10 +52,10 @@ class AnyCells:
     """Makes a network compute all that depends on the size from :attr:`now`, in place.
 
     Args:
-        network: loaded for use, of plain operators; of no other use afterwards.
+        network: loaded for use, with plain operators; not usable for anything else afterwards.
 
     Raises:
-        UsageError: its encoder is none of SAM 2's.
+        UsageError: its encoder is not one of SAM 2's.
     """
 
     now: Cells
@@ -77,22 +78,22 @@ class AnyCells:
 
     @property
     def example(self) -> Cells:
-        """Cells by which a graph is traced: no two free numbers are equal by chance, and no window is alone."""
+        """Cells for tracing a graph: no two free numbers are equal by chance, and there are several windows."""
         units = (8 >> number for number in range(4))
         longest = max(side // math.gcd(unit, side) for unit, side in zip(units, self._sides(), strict=True))
         return Cells(2 * longest + 1, 3 * longest + 1)
 
     def _sides(self) -> list[int]:
-        """Of the windows of each stage, in features."""
+        """Sides of the windows of each stage, in features."""
         ends = [0, *(end + 1 for end in self.encoder.stage_ends)]
         blocks = self.encoder.blocks
         return [max(blocks[number].window_size for number in range(*pair)) for pair in itertools.pairwise(ends)]
 
     def levels(self, images: Tensor, **_: Any) -> Iterator[Level]:
-        """As ``Encoder.levels``, in SAM 2's own way: windows that stick out are filled."""
+        """As ``Encoder.levels``, in SAM 2's own way: windows at the edge are padded."""
         encoder, unit = self.encoder, 8  # features of a cell's side
         convolution = encoder.patch_embed.proj
-        # Only to the left and above does a 7×7 kernel of stride 4 reach over the edge of an image of whole cells.
+        # With whole cells, a 7×7 kernel of stride 4 crosses only the left and the upper edge.
         features = F.conv2d(F.pad(images, (3, 0, 3, 0)), convolution.weight, convolution.bias, stride=4)
         features = features.permute(0, 2, 3, 1) + self._position(unit)
         for number, block in enumerate(encoder.blocks):
@@ -110,7 +111,7 @@ class AnyCells:
         return (whole + tiles).permute(0, 2, 3, 1)
 
     def _block(self, block: Any, features: Tensor, *, unit: int) -> tuple[Tensor, int]:
-        """A block on (B, h, w, C), with ``unit`` features a side of each cell; and how many there then are."""
+        """A block on (B, h, w, C) with ``unit`` features per side of a cell; returns also the new number."""
         (rows, columns), side, batch = self.now, block.window_size, features.shape[0]
         shortcut, normed = features, block.norm1(features)
         if block.dim != block.dim_out:
@@ -121,7 +122,7 @@ class AnyCells:
         else:
             count = [_covering(length, unit=unit, side=side) for length in (rows, columns)]
             height, width = (number * side for number in count)
-            if unit % side:  # some window may stick out
+            if unit % side:  # a window may cross the edge
                 normed = F.pad(normed, (0, 0, 0, side, 0, side))[:, :height, :width]
             cut = normed.reshape(batch, count[0], side, count[1], side, block.dim).transpose(2, 3)
             mixed = _attended(block, cut.reshape(batch * count[0] * count[1], side, side, block.dim))
@@ -135,14 +136,14 @@ class AnyCells:
         return features + block.mlp(block.norm2(features)), unit
 
     def _turn_of(self, attention: RotaryAttention) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
-        """:meth:`RotaryAttention.turn` with a table that is made for the size."""
+        """:meth:`RotaryAttention.turn` with a table computed for the size."""
         width = attention.internal_dim // attention.num_heads
 
         def turn(query: Tensor, key: Tensor, unplaced: int) -> tuple[Tensor, Tensor]:
             angles = self._angles(width)
             cosine, sine = angles.cos(), angles.sin()
             end = key.shape[2] - unplaced
-            # (B, heads, n·L', d) -> (B, heads, n, L', d): the keys of n memories, which all have the same places
+            # (B, heads, n·L', d) -> (B, heads, n, L', d): the keys of n memories, all with the same positions
             placed = key[:, :, :end].reshape(*key.shape[:2], -1, query.shape[2], key.shape[3])
             turned = rotated(placed, cosine, sine).reshape(*key.shape[:2], end, key.shape[3])
             whole = torch.cat([turned, key[:, :, end:]], dim=2) if unplaced else turned
@@ -151,7 +152,7 @@ class AnyCells:
         return turn
 
     def _angles(self, width: int) -> Tensor:
-        """(L, d/2) by which a feature's pairs of channels turn: half of them by its column, half by its row."""
+        """(L, d/2) rotation angles of a feature's pairs of channels: half by its column, half by its row."""
         rows, columns = (2 * length for length in self.now)  # features at stride 16
         quarter = width // 4
         pace = _THETA ** (-torch.arange(quarter, dtype=torch.float32) * 4 / width)
@@ -161,7 +162,7 @@ class AnyCells:
 
 
 class _Whole(NamedTuple):
-    """Tokens in the order of their image, as of ``TokenOrder``, whose numbers the tracer may leave open."""
+    """Tokens in the order of their image, like ``TokenOrder``, with numbers that the tracer may leave open."""
 
     frames: int
     height: int
@@ -173,13 +174,13 @@ class _Whole(NamedTuple):
 
 
 def _covering(length: int, *, unit: int, side: int) -> int:
-    """How many windows cover cells of ``unit`` features."""
+    """The number of windows that cover cells of ``unit`` features."""
     share = math.gcd(unit, side)
     return (unit // share * length + side // share - 1) // (side // share)
 
 
 def _pooled(features: Tensor, block: Any) -> Tensor:
-    """(B, h, w, C) -> (B, h/2, w/2, C), where the block pools."""
+    """(B, h, w, C) -> (B, h/2, w/2, C), if the block pools."""
     if not block.q_stride:
         return features
     pooled: Tensor = block.pool(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -200,7 +201,7 @@ def _attended(block: Any, windows: Tensor) -> Tensor:
 
 
 def _sine_of(encoding: Any) -> Callable[[Tensor], Tensor]:
-    """SAM 2's ``PositionEmbeddingSine``, normalized, without its store of sizes."""
+    """SAM 2's ``PositionEmbeddingSine``, normalized, without its cache of sizes."""
 
     def forward(features: Tensor) -> Tensor:
         half, (height, width) = encoding.num_pos_feats, features.shape[-2:]
@@ -229,7 +230,7 @@ def traced(module: torch.nn.Module, example: Tensor, free: Sequence[Free]) -> to
     """The graph of a module of one (B, M, 3, H/32, 32, W/32, 32) tensor.
 
     Raises:
-        CheckFailedError: PyTorch's tracer fixes what should be free.
+        CheckFailedError: PyTorch's tracer has fixed a dimension that should be free.
     """
     open_ = torch.export.Dim.AUTO
     places = {0: open_} if "batch" in free else {}
@@ -246,7 +247,7 @@ def traced(module: torch.nn.Module, example: Tensor, free: Sequence[Free]) -> to
 
 
 def open_input(proto: Any, name: str, outputs: Sequence[str], *, modalities: int, free: Sequence[Free]) -> None:
-    """Let a graph of seven-sided frames take plain ones, in place, and name the sizes that are free."""
+    """Make a graph for seven-dimensional frames accept plain ones, in place, and name the free dimensions."""
     helper: Any = importlib.import_module("onnx.helper")
     graph, inner = proto.graph, f"{name}_in_cells"
     for node in graph.node:
@@ -267,12 +268,12 @@ def open_input(proto: Any, name: str, outputs: Sequence[str], *, modalities: int
     nodes.append(helper.make_node("Reshape", [name, f"{inner}_target"], [inner]))
     for place, node in enumerate(nodes):
         graph.node.insert(place, node)
-    del graph.value_info[:]  # they name the sizes otherwise
+    del graph.value_info[:]  # they have other names for the sizes
     _name_sides(graph, name, outputs, free)
 
 
 def _name_sides(graph: Any, name: str, outputs: Sequence[str], free: Sequence[Free]) -> None:
-    """The input's shape is that of plain frames; free sides have names, in the input and in what comes out."""
+    """Set the input's shape to that of plain frames, and name the free dimensions of inputs and outputs."""
     (given,) = (each for each in graph.input if each.name == name)
     old = [each.dim_value for each in given.type.tensor_type.shape.dim]
     del given.type.tensor_type.shape.dim[:]
@@ -300,15 +301,15 @@ def _set(dim: Any, side: str | int) -> None:
 
 
 def _constant(helper: Any, name: str, value: list[int]) -> Any:
-    """A tensor of whole numbers."""
+    """A tensor of integers."""
     return helper.make_tensor(name, 7, [len(value)], value)  # 7: int64
 
 
 def halve(proto: Any) -> None:
-    """Have every product of a graph computed in float16, in place; its other operators stay in float32.
+    """Compute every product of a graph in float16, in place; other operators stay in float32.
 
-    Weights of products are stored in float16, and whatever else these are given is cast to it and their results back:
-    what ``--precision fp16`` does. Casts from one product straight into the next cost nothing but their place.
+    Weights of products are stored in float16. Other inputs are cast to float16 and the results back, as in
+    ``--precision fp16``. Casts between two consecutive products cost almost nothing.
 
     Raises:
         CheckFailedError: a weight is too large for float16.
@@ -349,10 +350,10 @@ def halve(proto: Any) -> None:
 
 
 def rounding(data: bytes) -> bytes:
-    """A halved graph for a runtime without float16 products, onnxruntime on a CPU: it would drop casts there and back.
+    """A halved graph for a runtime without float16 products (onnxruntime on a CPU), which would drop double casts.
 
-    It computes in float32 then, from weights in float16, and would flatter. A step between the casts keeps them, so
-    that all is rounded that a product in float16 is given and gives.
+    Such a runtime computes in float32 with float16 weights, so it would seem more exact. An operator between the casts
+    keeps them, so that all inputs and outputs of a float16 product are rounded.
     """
     onnx: Any = importlib.import_module("onnx")
     proto = onnx.load_from_string(data)

@@ -1,8 +1,8 @@
-"""The whole network in one file for other programs: torch-export and ONNX.
+"""Export of the whole network as one file for other programs: torch-export and ONNX.
 
-The network is traced as one graph of plain operators for a fixed batch, sensors and size, written, read back, and
-compared with PyTorch. Our own network takes forks that depend on the processor, works in place and multiplies complex
-numbers; the graph has none of that, and computes the same.
+The network is traced as a graph of plain operators for a fixed batch, sensors and size, written, read back, and
+compared with PyTorch. Our own network has branches that depend on the processor, in-place operations and complex
+numbers. The graph has none of these, and computes the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import io
 import logging
 import math
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from memorysam_cli import __version__
 from memorysam_cli.encoders import products
+from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.infer.decision import ONE_BYTE
 from memorysam_cli.engine.infer.inference import choose_modalities
 from memorysam_cli.engine.infer.views import sensors_of
@@ -55,42 +55,44 @@ PortableFormat = Literal["torch-export", "onnx"]
 INPUT = "frames"
 OUTPUTS = ("logits", "classes", "confidence")
 TOLERANCE = 1e-3
-"""Of the logits' largest size: more than float32 sums in another order make, less than a wrong operator does."""
+"""Relative to the largest logit: more than other orders of float32 sums cause, less than a wrong operator does."""
 HALF_TOLERANCE = 0.05
-"""The same of products in float16, whose steps are 5e-4 of a number's size, and add up from layer to layer."""
+"""The same for products in float16, whose steps are 5e-4 of a number's size, and add up from layer to layer."""
 TRIALS = 3
-"""Random inputs of the check. A network that picks its best mask may pick another one by a hair on one of them."""
+"""Number of random inputs of the check. On one of them, a tiny difference may make the network choose another best
+mask."""
 OPSET = 20
-"""Of ONNX: the oldest with GELU; onnxruntime has it since 1.17."""
+"""Version of ONNX's operators: the oldest with GELU; onnxruntime supports it since 1.17."""
 METADATA = "memorysam"
 """The key of the description in an ONNX file's metadata; ``memorysam.json`` among a .pt2's extra files."""
 MOST_BYTES = 2_000_000_000
-"""What one ONNX file may hold."""
+"""Largest size of an ONNX file."""
 Run = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
-"""A written network: frames to :data:`OUTPUTS`."""
+"""An exported network: from frames to :data:`OUTPUTS`."""
 
 
 class GraphShape(NamedTuple):
-    """What the graph is made for."""
+    """The shape of a graph."""
 
     batch: int
     modalities: int
     height: int
     width: int
     sensors: tuple[int, ...] = ()
-    """Which they are, by their places among those of the weights; empty: all."""
+    """Its sensors, by their places among those of the weights; empty: all."""
     free: tuple[Free, ...] = ()
-    """What may also be otherwise when the graph runs."""
+    """The dimensions that stay open."""
     half: bool = False
     """Whether products are in float16."""
 
     @property
     def tolerance(self) -> float:
-        """The difference from PyTorch that is allowed."""
+        """The allowed difference from PyTorch."""
         return HALF_TOLERANCE if self.half else TOLERANCE
 
     def checked(self) -> list[GraphShape]:
-        """In which a written graph is compared: its own shape, and where it is free a smaller and a larger one."""
+        """The shapes in which an exported graph is compared: its own, and with open dimensions a smaller and a larger
+        one."""
         found = [self]
         for sign in (-1, 1) if self.free else ():
             other = self._replace(batch=self.batch + (sign == 1)) if "batch" in self.free else self
@@ -102,38 +104,38 @@ class GraphShape(NamedTuple):
 
     @property
     def frames(self) -> tuple[int, int, int, int, int]:
-        """Of the one input: (B, M, 3, H, W)."""
+        """Shape of the only input: (B, M, 3, H, W)."""
         return (self.batch, self.modalities, 3, self.height, self.width)
 
 
 class Likeness(NamedTuple):
-    """How near a written network comes to PyTorch: of :data:`TRIALS` random inputs, the one in the middle."""
+    """How close an exported network is to PyTorch: the median of :data:`TRIALS` random inputs."""
 
     relative: float
-    """The next, divided by the logits' largest size."""
+    """The next value, divided by the largest absolute logit."""
     difference: float
-    """The largest of the logits' absolute differences."""
+    """The largest absolute difference of the logits."""
     agreement: float
-    """Percentage of the pixels that get the same class."""
+    """Percentage of the pixels with the same class."""
     is_silent: bool
-    """Whether the object gate closed every frame: nothing was compared."""
+    """Whether the object gate closed every frame, so that nothing was compared."""
 
 
 @dataclass(frozen=True)
 class PortableFile:
-    """What was written."""
+    """The result of an export."""
 
     out: Path
     metadata: Path
     sha256: str
     shape: GraphShape
     likeness: Likeness
-    """The least like of :attr:`checked`."""
+    """The worst of :attr:`checked`."""
     checked: tuple[tuple[GraphShape, Likeness], ...] = ()
-    """Each shape that was compared."""
+    """Each compared shape."""
 
     def to_json(self) -> list[dict[str, Any]]:
-        """What was compared, and how near it came."""
+        """The compared shapes, and the differences."""
         keys = ("difference", "relative", "agreement")
         return [
             {"input": list(shape.frames)} | {key: getattr(likeness, key) for key in keys}
@@ -156,29 +158,29 @@ def export(
 
     Args:
         path: a weights file of ours.
-        out: the file to write; its description comes beside it, as ``….json``.
+        out: the file to write; its description is written beside it, as ``….json``.
         form: ``torch-export`` for :func:`torch.export.load`, ``onnx`` for onnxruntime and others.
         modalities: names, if not all of the weights'.
         size: height and width in pixels, divisible by 32; else the square of the weights' image size.
-        batch: scenes at once.
-        free: what of ``batch`` and ``size`` may be otherwise later; those above are then what is compared first.
+        batch: number of scenes.
+        free: which of ``batch`` and ``size`` stay open; the values above are then compared first.
         half: multiply in float16.
 
     Raises:
-        UsageError: an encoder cannot be traced for any size, a package is missing, or
-            no such modality or size.
+        UsageError: an encoder cannot be traced for any size, a package is missing, or an unknown modality or size.
         WeightsError: the weights are refused.
-        CheckFailedError: what was written computes something else than PyTorch; nothing is kept.
+        CheckFailedError: the exported network differs from PyTorch; no file is kept.
         EnvironmentFault: it cannot be written.
     """
-    refuse_missing(form)
+    if form == "onnx":
+        surroundings.refuse_missing_extra("onnx", option="--format onnx")
     card = read_card(path)
     chosen = choose_modalities(card.modalities, modalities)
     height, width = size or (card.image_size, card.image_size)
     if height % 32 or width % 32 or min(height, width) < 32:
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
     values = sum(math.prod(each) for each in base_shapes(card.base.backbone).values())
-    atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32; and little more
+    atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32, with a small reserve
     shape = GraphShape(batch, len(chosen), height, width, tuple(sensors_of(chosen, card.modalities)), tuple(free), half)
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
@@ -186,7 +188,7 @@ def export(
         data = _write(trace(load(path), shape), about, shape, form=form)
         found = _compared(load(path), _reader(rounding(data) if half else data, form=form), shape)
         if any(likeness.is_silent for likeness in found.values()):
-            # As a rule noise shows a network nothing: the same graph, but for its gate.
+            # On noise the gate is usually closed, so the gate is left open here; the graph is otherwise the same.
             opened = _write(trace(_open(load(path)), shape), about, shape, form=form)
             found = _compared(_open(load(path)), _reader(rounding(opened) if half else opened, form=form), shape)
     _refuse_unlike(found, out)
@@ -200,10 +202,10 @@ def export(
 
 
 def _refuse_unlike(found: Mapping[GraphShape, Likeness], out: Path) -> None:
-    """Refuse a written network that computes something else.
+    """Refuse an exported network that differs from PyTorch.
 
     Raises:
-        CheckFailedError: says by how much, and where the size is free for which.
+        CheckFailedError: the message has the difference and, if the size is open, the shape.
     """
     for shape, likeness in found.items():
         if not likeness.relative <= shape.tolerance:
@@ -222,25 +224,14 @@ def _compared(network: Segmenter, run: Run, shape: GraphShape) -> dict[GraphShap
     return {each: compare(network, run, each) for each in shape.checked()}
 
 
-def refuse_missing(form: PortableFormat) -> None:
-    """Refuse ONNX without its packages.
-
-    Raises:
-        UsageError: says what to install.
-    """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if form == "onnx" and missing:
-        raise UsageError(f"--format onnx: needs {', '.join(missing)}; pip install 'memorysam[onnx]'")
-
-
 def describe(
     card: WeightsCard, modalities: Sequence[str], shape: GraphShape, *, form: PortableFormat, digest: str
 ) -> dict[str, Any]:
-    """All that somebody needs who has the file alone; docs/export.md explains the keys.
+    """All that a user of only this file needs; docs/export.md explains the keys.
 
     Args:
         card: of the weights.
-        modalities: that are the input's, in their order.
+        modalities: of the input, in their order.
         shape: of the input.
         form: of the file.
         digest: SHA-256 of the weights file.
@@ -278,28 +269,28 @@ def describe(
 
 
 def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram:
-    """The graph of a network; see :class:`Traceable` for what goes in and comes out.
+    """The graph of a network; see :class:`Traceable` for inputs and outputs.
 
     Args:
-        network: loaded for use; changed, and of no other use afterwards.
+        network: loaded for use; it is changed and not usable for anything else afterwards.
         shape: of the graph; height and width divisible by 32.
     """
     if shape.free:
         return _trace_open(network, shape)
     traceable, example = Traceable(network, shape.sensors).eval(), torch.zeros(shape.frames)
     with _plain_products():
-        # The first run makes the tables of this size, the second one SAM2's position encodings, which the making of
-        # the tables forgets; the graph then has both as constants.
+        # The first run creates the tables of this size. It drops SAM2's position encodings, which the second run
+        # creates again. The graph then has both as constants.
         for _ in range(2):
             traceable(example)
         program = torch.export.export(traceable, (example,), strict=False)
-        # Without what switches autocast and gradients, which mean nothing in a graph that only runs forwards.
+        # Without the switches of autocast and gradients, which have no meaning in a forward graph.
         plain: torch.export.ExportedProgram = program.run_decompositions({})
         return plain
 
 
 def _trace_open(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram:
-    """As :func:`trace`, where batch or size are free: by a shape of its own choice, for which nothing is computed."""
+    """As :func:`trace`, for open batch or size: with a shape of its own choice, for which nothing is computed."""
     cells = AnyCells(network)
     rows, columns = cells.example if "size" in shape.free else (shape.height // CELL, shape.width // CELL)
     batch = 3 if "batch" in shape.free else shape.batch
@@ -313,9 +304,10 @@ class Traceable(nn.Module):
     """A network as a function of one tensor.
 
     Args:
-        network: loaded for use (LoRA merged, eval mode, on the CPU); it is changed and of no other use afterwards.
-        sensors: which of its sensors the frames will be of; empty: all.
-        cells: what makes it one of any size; frames are then those of :func:`seven_sided`.
+        network: loaded for use (LoRA merged, eval mode, on the CPU); it is changed and not usable for anything else
+            afterwards.
+        sensors: which of its sensors the frames belong to; empty: all.
+        cells: for a network of any size; frames are then those of :func:`seven_sided`.
     """
 
     def __init__(self, network: Segmenter, sensors: Sequence[int], cells: AnyCells | None = None) -> None:
@@ -335,8 +327,8 @@ class Traceable(nn.Module):
             frames: (B, M, 3, H, W) float32, normalized.
 
         Returns:
-            ``logits`` (B, K, H/4, W/4) float32; ``classes`` (B, H, W) uint8, or int32 where there are more than 255
-            classes; ``confidence`` (B, H, W) float32, the probability of that class.
+            ``logits`` (B, K, H/4, W/4) float32; ``classes`` (B, H, W) uint8, or int32 for more than 255 classes;
+            ``confidence`` (B, H, W) float32, the probability of that class.
         """
         network, batch = self.network, frames.shape[0]
         if self.cells is not None:
@@ -363,7 +355,7 @@ class Traceable(nn.Module):
 def rotate_in_real_numbers(
     query: Tensor, key: Tensor, freqs_cis: Tensor, repeat_freqs_k: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """SAM2's ``apply_rotary_enc`` in real numbers: other runtimes have no complex ones."""
+    """SAM2's ``apply_rotary_enc`` in real numbers, because other runtimes have no complex ones."""
     table = torch.view_as_real(freqs_cis)  # (L', d/2, 2); a constant of the graph
     cosine, sine = table[..., 0].contiguous(), table[..., 1].contiguous()
     turns = key.shape[2] // query.shape[2] if repeat_freqs_k else 1
@@ -372,7 +364,8 @@ def rotate_in_real_numbers(
 
 @contextlib.contextmanager
 def _plain_products() -> Iterator[None]:
-    """Every product as PyTorch's own, and attention as in training: oneDNN's operators are no other runtime's."""
+    """Use PyTorch's own products, and attention as in training, because other runtimes do not have oneDNN's
+    operators."""
     before, products.TYPES = products.TYPES, ()
     try:
         with torch.enable_grad():
@@ -409,7 +402,7 @@ def _write(
 
 
 def _reader(data: bytes, *, form: PortableFormat) -> Run:
-    """What was written, read by the runtime that it is for."""
+    """The exported network in its own runtime."""
     if form == "torch-export":
         module = torch.export.load(io.BytesIO(data)).module()
 
@@ -426,7 +419,7 @@ def _reader(data: bytes, *, form: PortableFormat) -> Run:
 
 
 def compare(network: Segmenter, run: Run, shape: GraphShape) -> Likeness:
-    """Compute random scenes with a network as ``memorysam predict`` does, and with what was written."""
+    """Compute random scenes with a network as ``memorysam predict`` does, and with the exported one."""
     trials = []
     for seed in range(TRIALS):
         frames = torch.randn(shape.frames, generator=torch.Generator().manual_seed(seed))
@@ -438,20 +431,20 @@ def compare(network: Segmenter, run: Run, shape: GraphShape) -> Likeness:
         difference = float(np.abs(logits - expected.numpy()).max())
         size, same = float(expected.abs().max()), 100 * float((mask == classes.numpy()).mean())
         trials.append(Likeness(difference / max(size, 1e-6), difference, same, is_silent=size == 0))
-    # What is silent agrees with everything, and says nothing.
+    # Closed gates would agree with everything, so the check would mean nothing.
     compared = sorted(one for one in trials if not one.is_silent) or trials
     return compared[len(compared) // 2]
 
 
 def _open(network: Segmenter) -> Segmenter:
-    """A network whose object gate lets every frame speak."""
+    """A network whose object gate is always open."""
     network.object_gate = False
     return network
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' talk of their own inner life from stdout and stderr."""
+    """Keep the exporters' internal messages from stdout and stderr."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

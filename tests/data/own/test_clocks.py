@@ -116,7 +116,7 @@ def test_two_clocks_of_a_rig_pair_one_to_one_and_the_rest_is_counted(tmp_path: P
         ("rgb/1700000000.300.png", "ir/1700000000303000000.png"),
     ]
     said = "'ir' pairs by time with 'rgb': 3 pairs within 20 ms; without a partner: 1 of 'rgb', 1 of 'ir'"
-    assert said in found.notes and "1 of 4 frames of 'rgb' are left out" in found.notes
+    assert said in found.notes and "1 of 4 frames of 'rgb' left out" in found.notes
     apart = clocks.offsets(tmp_path, found.manifest.scenes, found.manifest.info.layout)
     assert apart == {"ir": (8 * MS, -15 * MS, 3 * MS)}
     assert found.laws["files matched = files of scenes"]["left"] == 8
@@ -135,7 +135,9 @@ def test_names_that_meet_by_chance_are_told_to_pair_by_time(tmp_path: Path) -> N
         )
         for each in sensors
     )
-    advice = "4 of 5 names are not in every sensor's folder; the names hold times: add --pair nearest --tolerance 20ms"
+    advice = (
+        "4 of 5 names are not in every sensor's folder; the names contain times: add --pair nearest --tolerance 20ms"
+    )
     assert advice in clocked.notes and not any("--pair" in note for note in counted.notes)
 
 
@@ -164,13 +166,13 @@ def test_a_table_gives_the_times(table: str, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "no time": (["rgb/0001.png"], ["ir/1.5.png"], "", "0001.png holds no time|'rgb': rgb/0001.png holds no time"),
+    "no time": (["rgb/0001.png"], ["ir/1.5.png"], "", "0001.png contains no time|'rgb': rgb/0001.png contains no time"),
     "two units in one folder": (
         ["rgb/1700000000123.png", "rgb/1700000001.png"], ["ir/1700000000123.png"], "",
         r"'rgb': times are written in (s|ms) \(.*\) and in (s|ms) \(.*\); write all in one unit",
     ),
     "a date beside a count from some start": (
-        ["rgb/1700000000.5.png"], ["ir/0.5.png"], "", "'rgb' tells the date .*, 'ir' counts from some start",
+        ["rgb/1700000000.5.png"], ["ir/0.5.png"], "", "'rgb' contains dates .*, 'ir' counts from some start",
     ),
     "too far": (
         ["rgb/0.0.png"], ["ir/0.5.png"], "", "within 20 ms of one of 'rgb' .* the nearest two are 500 ms apart",

@@ -195,7 +195,7 @@ def test_the_split_may_stand_in_the_path_and_one_without_labels_is_to_be_predict
     ]
     assert found.manifest.info.unlabeled == ("test",)
     assert "split test: has no label at all; its scenes can be predicted, not scored" in found.notes
-    with pytest.raises(UsageError, match="tells the splits already"):
+    with pytest.raises(UsageError, match="already defines the splits"):
         survey(root, replace(asked, split=(0.8, 0.1, 0.1)))
     with pytest.raises(UsageError, match=r"has no {split}, but 'x/{split}/\*.png' has"):
         survey(root, replace(asked, labels=Pattern("y/train/*.png")))

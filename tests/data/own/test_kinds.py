@@ -19,9 +19,9 @@ def test_the_kind_is_guessed_from_a_word_of_the_name(name: str, kind: Kind) -> N
     assert sensors.guess_kind(name) == kind
 
 
-@pytest.mark.parametrize(("name", "why"), [("sensor1", "tells no kind"), ("rgb_depth", "tells rgb and depth")])
+@pytest.mark.parametrize(("name", "why"), [("sensor1", "means no known kind"), ("rgb_depth", "may mean rgb and depth")])
 def test_a_name_that_tells_no_kind_is_refused_with_the_list(name: str, why: str) -> None:
-    with pytest.raises(UsageError, match=f"{why}; say --kind {name}=KIND, one of rgb, gray, depth, hha, event, lidar"):
+    with pytest.raises(UsageError, match=f"{why}; give --kind {name}=KIND, one of rgb, gray, depth, hha, event, lidar"):
         sensors.guess_kind(name)
 
 

@@ -193,7 +193,7 @@ def test_a_disk_with_too_little_room_is_refused_with_the_numbers_and_left_alone(
 
 def test_a_link_that_leads_nowhere_is_called_so(tmp_path: Path, small: Recipe) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(UsageError, match=r"--out \S+link: is a link to \S+gone, which is not there"):
+    with pytest.raises(UsageError, match=r"--out \S+link: is a link to \S+gone, which does not exist"):
         start.plan(small, out=tmp_path / "link", resume="auto")
 
 
