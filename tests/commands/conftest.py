@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from memorysam_cli.data import preparation
 from memorysam_cli.engine.measure import count
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import children
@@ -21,6 +22,15 @@ def forked_children() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(children, "start", forked.start)
         yield
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with 20 scenes of mini-DELIVER, prepared as ``synthetic``; to be copied."""
+    root = tmp_path_factory.mktemp("rendered")
+    preparation.render_synthetic(root, layout="deliver", scenes=20, size=72, seed=0)
+    preparation.check_and_write(preparation.survey_synthetic(root, layout="deliver"))
+    return root
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data import preparation
 from memorysam_cli.model import load
 from memorysam_cli.model.memory import EncodedFrame
 from memorysam_cli.model.network import MemorySAM
@@ -25,11 +25,10 @@ PAIR = (1, 2)
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data of three sensors, and weights whose notes are large."""
     folder = tmp_path_factory.mktemp("template")
-    preparation.render_synthetic(folder / "data", layout="deliver", scenes=20, size=72, seed=0)
-    preparation.check_and_write(preparation.survey_synthetic(folder / "data", layout="deliver"))
+    shutil.copytree(rendered, folder / "data")
     changes = {
         "data.modalities": f"[{','.join(SENSORS)}]", "data.image_size": 32, "model.backbone": "nano",
         "model.base_weights": "random", "model.object_gate": "false", "model.fusion": "two_pass",

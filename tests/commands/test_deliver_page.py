@@ -19,7 +19,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE, ROBUSTNESS = ((DOCS / name).read_text(encoding="utf-8") for name in ("deliver.md", "robustness.md"))
 TINY = ["model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=2"]
 QUICK = {"train": [word for change in TINY for word in ("--set", change)], "evaluate": ["--workers", "0"]}
-SCENES = {"train": 4, "val": 2, "test": 2}
+SCENES = {"train": 4, "val": 1, "test": 1}
 
 
 def test_every_command_of_the_page_works_as_written(

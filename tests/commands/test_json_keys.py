@@ -47,7 +47,7 @@ COMMANDS = {
         "--out",
         "../hha",
     ],
-    "plan": ["plan", "--recipe", "demo", *CHANGES],
+    "plan": ["plan", "--recipe", "demo", *CHANGES, "--set", "data.modalities=[img,depth]"],
     "train": ["train", "--recipe", "demo", *CHANGES],
     "watch": ["watch"],
     "evaluate": ["evaluate", "--workers", "0"],

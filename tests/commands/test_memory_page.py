@@ -27,7 +27,13 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     for line in block.splitlines()
 ]
-TINY = ["model.backbone=nano", "data.image_size=32", "data.workers=0", "train.max_steps=1"]
+TINY = [
+    "model.backbone=nano",
+    "data.image_size=32",
+    "data.workers=0",
+    "train.max_steps=1",
+    "data.modalities=[img,depth]",
+]
 QUICK = [word for change in TINY for word in ("--set", change)]
 CARD = Capacity(total=80 * 10**9, free=79 * 10**9)
 

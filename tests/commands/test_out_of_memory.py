@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data import preparation
 from memorysam_cli.model.network import MemorySAM
 
 from .trained import Program, save_weights
@@ -22,13 +22,11 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_line_has_the_numbers_and_the_levers(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    root = tmp_path / "data"
-    preparation.render_synthetic(root, layout="deliver", scenes=20, size=72, seed=0)
-    preparation.check_and_write(preparation.survey_synthetic(root, layout="deliver"))
-    save_weights(tmp_path / "w.safetensors", manifests.read_info(root, "synthetic"))
+    shutil.copytree(rendered, tmp_path / "data")
+    save_weights(tmp_path / "w.safetensors", manifests.read_info(rendered, "synthetic"))
 
     def greedy(*_: object, **__: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.measure import trials
@@ -19,23 +19,20 @@ from memorysam_cli.engine.measure.trials import Outcome, Trial
 from .trained import Ended, Program
 
 pytestmark = pytest.mark.usefixtures("counted_once")
-TINY = ["model.backbone=nano", "data.image_size=64", "data.workers=0", "train.batch=4", "train.max_steps=1"]
+TINY = [
+    "model.backbone=nano", "data.image_size=64", "data.modalities=[img,depth]", "data.workers=0", "train.batch=4",
+    "train.max_steps=1",
+]  # fmt: skip
 SETS = [word for change in TINY for word in ("--set", change)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    assert app.run(["prepare", "synthetic", str(root), "--scenes", "20", "--size", "72", "-q"]) == 0
-    return root
 
 
 @pytest.fixture
 def memorysam(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendered: Path
 ) -> Program:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MEMORYSAM_DATA", str(data))
+    shutil.copytree(rendered, tmp_path / "rendered")
+    monkeypatch.setenv("MEMORYSAM_DATA", str(tmp_path / "rendered"))
     return Program(capsys)
 
 

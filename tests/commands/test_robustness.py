@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data import preparation
 from memorysam_cli.engine import run_folder
 
 from .trained import Ended, Program, answered, save_weights
@@ -22,11 +21,10 @@ MODALITIES = ("img", "depth", "event", "lidar")
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with ``data/``, and a run with its best weights for four modalities."""
     folder = tmp_path_factory.mktemp("template")
-    preparation.render_synthetic(folder / "data", layout="deliver", scenes=20, size=72, seed=0)
-    preparation.check_and_write(preparation.survey_synthetic(folder / "data", layout="deliver"))
+    shutil.copytree(rendered, folder / "data")
     info = manifests.read(folder / "data", "synthetic").info
     save_weights(folder / "runs/small-1/checkpoints/best.safetensors", info, modalities=MODALITIES)
     (folder / "runs/small-1" / run_folder.RECIPE).write_text("{}")

@@ -28,8 +28,9 @@ def quick(words: list[str]) -> list[str]:
     """A command as it is written, and behind it what makes it small."""
     if words[:2] == ["prepare", "synthetic"]:
         return [*words, *RENDERED]
-    if words[0] == "train":
+    if words[0] in {"train", "plan"}:
         changes = [change for change in TINY if "--size" not in words or "image_size" not in change]
+        changes += ["data.modalities=[img]"] if words[0] == "plan" else []
         return [*words, *(word for change in changes for word in ("--set", change))]
     own = {"evaluate": ["--workers", "0", "--gallery", "0"], "predict": ["--workers", "0", "--limit", "2"]}
     return [*words, *own.get(words[0], [])]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from memorysam_cli.data import preparation
 from memorysam_cli.storage import documents
 
 from .trained import Program
@@ -16,10 +16,9 @@ SMALL = ("--recipe", "demo", "--set", "data.image_size=32", "--set", "data.worke
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
-    preparation.render_synthetic(folder / "data", layout="deliver", scenes=20, size=72, seed=0)
-    preparation.check_and_write(preparation.survey_synthetic(folder / "data", layout="deliver"))
+    shutil.copytree(rendered, folder / "data")
     return folder
 
 
