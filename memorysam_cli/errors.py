@@ -83,7 +83,7 @@ write memorysam torchrun"""
 _BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
 """Words that may stand before the verb."""
 _ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
-_LEADING = ("did you mean ", "continue with", "resume with", "see ")
+_LEADING = ("did you mean ", "continue with", "resume with", "see ", "try ", "type ", "type: ")
 """Beginnings of advice that need no "try: "."""
 
 

@@ -26,7 +26,7 @@ from memorysam_cli.errors import DataError, check_laws
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
-from memorysam_cli.text import is_text, shown
+from memorysam_cli.text import counted, is_text, shown
 
 THREADS = 16
 """Largest number of threads; decoding releases Python's lock."""
@@ -196,7 +196,7 @@ def _resampling(info: DatasetInfo, scenes: Sequence[Mapping[str, tuple[decode.Si
     for modality in info.modalities:
         found = [sizes[modality.name] for sizes in scenes if modality.name in sizes]
         if found:
-            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {len(scenes)} scenes"
+            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {counted(len(scenes), 'scene')}"
 
 
 def _frame(
@@ -220,13 +220,14 @@ def _frame(
 
 def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     """Why a file of this form cannot become the modality's frame; None if it can; as ``decode.read_modality``."""
-    holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
+    holds = f"holds {counted(facts.channels, 'channel')} of {facts.dtype}"
     if facts.dtype not in ("uint8", "uint16", "int16", "float16", "float32", "float64"):
         return f"{holds}; {decode.ALLOWED}"
     if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
     if files > (2 if modality.kind == "angle" else 1):
-        return f"is one of {files} files; '{modality.name}' takes {'two' if modality.kind == 'angle' else 'one'}"
+        wanted = "two" if modality.kind == "angle" else "one"
+        return f"is one of {counted(files, 'file')}; '{modality.name}' takes {wanted}"
     turned = flip_refusal(np.dtype(facts.dtype), modality)
     if turned:
         return turned

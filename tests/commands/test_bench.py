@@ -6,13 +6,16 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from memorysam_cli import app
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import bench as benchmark
 from memorysam_cli.engine.measure import input_speed, trials
 from memorysam_cli.engine.measure.rates import Rate
 from memorysam_cli.engine.measure.trials import Outcome, Trial
 from memorysam_cli.engine.measure.workload import Workload
+from memorysam_cli.errors import EnvironmentFault
 
 from .trained import Ended, Program
 
@@ -71,6 +74,39 @@ def test_against_plain_both_are_measured_and_compared(bench: Any, tried: list[Tr
     assert set(report["difference"]) == names and max(report["difference"].values()) < 1e-4
     assert [trial.implementation for trial in tried] == ["fast", "plain"] and {trial.task for trial in tried} == {mode}
     assert report["machine"]["device"] == "cpu" and report["machine"]["processor"]
+
+
+@pytest.mark.parametrize(
+    ("line", "device", "measured"),
+    [
+        ((), "cpu", ("nano", 128, 8, 4)),
+        (("--modalities", 2, "--mode", "predict"), "cpu", ("nano", 128, 8, 2)),
+        (("--size", 512), "cpu", ("sam2-hiera-base-plus", 512, 4, 4)),
+        (("--batch", 1), "cpu", ("sam2-hiera-base-plus", 1024, 1, 4)),
+        (("--backbone", "nano"), "cpu", ("nano", 1024, 4, 4)),
+        ((), "cuda", ("sam2-hiera-base-plus", 1024, 4, 4)),
+    ],
+    ids=str,
+)
+def test_a_cpu_measures_what_demo_trains_unless_a_size_is_given(
+    line: tuple[object, ...],
+    device: str,
+    measured: tuple[object, ...],
+    memorysam: Program,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Workload] = []
+
+    def measure(workload: Workload, place: torch.device, **_: object) -> None:
+        asked.append(workload)
+        raise EnvironmentFault("enough")
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    monkeypatch.setattr(runtime, "choose_device", lambda _: torch.device(device))
+    ended = memorysam("bench", *line)
+    (workload,) = asked
+    assert (workload.backbone, workload.size, workload.batch, workload.modalities) == measured
+    assert ("measures what demo trains" in ended.err) == (measured[:3] == ("nano", 128, 8)) and ended.code == 6
 
 
 def test_people_get_a_table(bench: Any, tried: list[Trial]) -> None:

@@ -417,7 +417,7 @@ def test_ray_is_asked_for_in_one_line_where_it_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     ended = memorysam("predict", "data", "--engine", "ray")
-    assert ended.code == 2 and 'pip install "memorysam[ray]"' in ended.err.splitlines()[-1]
+    assert ended.code == 2 and "pip install 'memorysam[ray]'" in ended.err.splitlines()[-1]
     assert ended.err.count("error [") == 1
     assert not Path("masks").exists()
 

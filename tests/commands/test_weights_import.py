@@ -303,7 +303,7 @@ TORCH_FILES: dict[str, tuple[Bad, str]] = {
         changed(lambda s: s.update({"sam.image_encoder.trunk.blocks.3.attn.qkv.linear_a_q.weight": torch.ones(9, 64)})),
         "is (9, 64), not (4, 64)",
     ),
-    "35": (changed(with_nan), "NaN or infinity in 1 tensors (sam.no_mem_embed)"),
+    "35": (changed(with_nan), "NaN or infinity in 1 tensor (sam.no_mem_embed)"),
 }
 SAFETENSORS: dict[str, tuple[Bad, str]] = {
     "33 header of 2^63": (safetensors({}, length=2**63), "a header of 9223372036854775808 bytes"),

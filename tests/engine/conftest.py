@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from memorysam_cli import recipe as recipes
@@ -23,8 +21,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return manifests.read(root, "synthetic")
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Recipe:
+@pytest.fixture(scope="session")
+def small() -> Recipe:
     """Nano from random weights, four updates in two epochs, a checkpoint after each update."""
     return recipes.parse(
         {
@@ -35,5 +33,5 @@ def small(tmp_path: Path) -> Recipe:
             "optim": {"lr": 1e-3, "warmup_epochs": 1},
             "train": {"epochs": 2, "batch": 5, "seed": 5, "checkpoint_minutes": 1e-9},
         },
-        where=str(tmp_path),
+        where="small",
     )

@@ -2,7 +2,7 @@
 
 torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.pt RUN_FOLDER
 torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT ANSWER.pt RUN_FOLDER
-torchrun --nproc-per-node 3 two_processes.py count DATA_ROOT ANSWER.pt WEIGHTS
+accelerate launch --num_processes 2 two_processes.py count DATA_ROOT ANSWER.pt WEIGHTS
 RANK=… LOCAL_RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… two_processes.py leave DATA_ROOT RECIPE RUN_FOLDER
 """
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,20 +75,60 @@ def run(place: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """Run commands in ``place``, in one process of their own."""
 
     def call(jobs: Sequence[Sequence[object]]) -> list[Ended]:
-        listed = tmp_path_factory.mktemp("jobs") / "jobs.json"
-        listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
-        environment = os.environ | {"MEMORYSAM_DATA": str(data), "MEMORYSAM_EXTEND": ""}
+        listed = written(jobs, tmp_path_factory.mktemp("jobs"))
         found = subprocess.run(
             [sys.executable, str(DRIVER), str(listed)],
             check=False,
             cwd=place,
-            env=environment,
+            env=environment(data),
             capture_output=True,
             text=True,
         )
         assert found.returncode == 0, found.stderr
-        ended = [Ended(*each) for each in json.loads(found.stdout)]
-        assert not any("Traceback" in each.err for each in ended), ended
-        return ended
+        return read(found.stdout)
+
+    return call
+
+
+def written(jobs: Sequence[Sequence[object]], folder: Path) -> Path:
+    """Jobs as the driver reads them."""
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
+    return listed
+
+
+def environment(data: Path) -> dict[str, str]:
+    """Of the driver: a data root, and no extension."""
+    return os.environ | {"MEMORYSAM_DATA": str(data), "MEMORYSAM_EXTEND": ""}
+
+
+def read(answer: str) -> list[Ended]:
+    """What the driver wrote."""
+    ended = [Ended(*each) for each in json.loads(answer)]
+    assert not any("Traceback" in each.err for each in ended), ended
+    return ended
+
+
+@pytest.fixture(scope="session")
+def server(data: Path) -> Iterator[subprocess.Popen[str]]:
+    """A driver that has done the slow imports."""
+    line = [sys.executable, str(DRIVER)]
+    with subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(data)
+    ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def warm(server: subprocess.Popen[str], place: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """As :func:`run`, in a process that need not import torch and its like first."""
+
+    def call(jobs: Sequence[Sequence[object]]) -> list[Ended]:
+        assert server.stdin is not None and server.stdout is not None
+        listed = written(jobs, tmp_path_factory.mktemp("jobs"))
+        server.stdin.write(json.dumps([str(listed), str(place)]) + "\n")
+        server.stdin.flush()
+        assert server.stdout.readline() == "0\n", "see what it wrote on stderr"
+        return read(listed.with_suffix(".answer").read_text())
 
     return call

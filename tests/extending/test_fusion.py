@@ -1,4 +1,7 @@
-"""The fusion of docs/extending.md, used alike by training, evaluation, robustness, prediction and exports."""
+"""The fusion of docs/extending.md, used alike by training, evaluation, robustness, prediction and exports.
+
+The network has the page's encoder, too: what is exported has both.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ weights = "later/checkpoints/best.safetensors"
 network = load(weights)
 assert type(network.fusion).__name__ == "LaterCountsMore" and network.card.recipe.model.fusion == "later"
 data = manifests.read(manifests.data_root(None), "deliver")
-found = {}
+found = {"encoder": type(network.encoder).__name__}
 for name, places in (("all", (0, 1)), ("img", (0,)), ("depth", (1,))):
     total = 0
     scenes, modalities = data.of_split("val"), network.card.modalities
@@ -63,7 +66,7 @@ from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.model import load
 
-add_files(["my_fusion.py"], where="test")
+add_files(["my_fusion.py", "my_encoder.py"], where="test")
 network = load("later/checkpoints/best.safetensors")
 data = manifests.read(manifests.data_root(None), "deliver")
 same = total = 0
@@ -80,12 +83,19 @@ print(same / total)
 
 
 @pytest.fixture(scope="module")
-def story(run: Run) -> dict[str, Ended]:
+def story(warm: Run) -> dict[str, Ended]:
     """What every command made of it, by the command's name."""
     best = "later/checkpoints/best.safetensors"
-    changes = tiny(model__backbone="nano", model__object_gate="false", train__max_steps=3, optim__warmup_epochs=0)
+    changes = tiny(
+        model__backbone="convnet",
+        model__lora__targets="[expand,reduce]",
+        model__base_weights="random",
+        model__object_gate="false",
+        train__max_steps=3,
+        optim__warmup_epochs=0,
+    )
     jobs = {
-        "train": ["train", "--recipe", "later.yaml", "--json", "--out", "later", *changes],
+        "train": ["--extend", "my_encoder.py", "train", "--recipe", "later.yaml", "--json", "--out", "later", *changes],
         "evaluate": ["evaluate", "--weights", best, "--split", "val", "--json", "--workers", 0],
         "robustness": [
             "evaluate",
@@ -103,7 +113,7 @@ def story(run: Run) -> dict[str, Ended]:
         "export": ["export", best, "--format", "torch-export", "--size", "64x64", "--out", "later.pt2", "--json"],
         "by hand": ["-c", ALIKE],
     }
-    return dict(zip(jobs, run(list(jobs.values())), strict=True))
+    return dict(zip(jobs, warm(list(jobs.values())), strict=True))
 
 
 def test_training_evaluation_and_robustness_give_what_separate_passes_give(story: dict[str, Ended]) -> None:
@@ -118,8 +128,8 @@ def test_training_evaluation_and_robustness_give_what_separate_passes_give(story
     assert json.loads(story["predict"].out)["scenes"] == 5
 
 
-def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], run: Run) -> None:
-    (ended,) = run([["-c", MASKS]])
+def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], warm: Run) -> None:
+    (ended,) = warm([["-c", MASKS]])
     assert ended.code == 0, ended.err
     assert float(ended.out) > 0.999
 
@@ -127,19 +137,21 @@ def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], run: Run
 def test_a_written_network_has_it(story: dict[str, Ended]) -> None:
     by_hand = json.loads(story["by hand"].out)
     assert by_hand["export"] < 1e-4 < 1e-2 < by_hand["mean"]
+    assert json.loads(story["export"].out)["relative"] < 1e-4 and by_hand["encoder"] == "ConvNet"
 
 
-def test_the_page_s_other_plan_shows_the_first_image_to_all(run: Run) -> None:
+def test_the_page_s_other_plan_shows_the_first_image_to_all(warm: Run) -> None:
     (block,) = (each for each in blocks("python") if "class FirstIsSeen" in each)
     begin, end = "import sys; sys.path.insert(0, '')\nfrom my_fusion import LaterCountsMore\n", "print({})"
-    (ended,) = run(
+    (ended,) = warm(
         [["-c", begin + block + end.format("[(look.frame, look.sees) for look in FirstIsSeen().plan([0, 2, 3])]")]]
     )
     assert ended == (0, "[(0, ()), (2, (0,)), (3, (0,))]\n", "")
 
 
 def test_the_recipe_and_the_card_name_it(story: dict[str, Ended], place: Path) -> None:
-    assert "fusion: later" in (place / "later" / "recipe.yaml").read_text()
+    text = (place / "later" / "recipe.yaml").read_text()
+    assert "fusion: later" in text and "backbone: convnet" in text
 
 
 class Later(Fusion):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -47,8 +48,7 @@ class Golden:
 
     def state(self, object_score_bias: float) -> dict[str, torch.Tensor]:
         """A reference ``state_dict``."""
-        shapes = json.loads((GOLDEN / "reference_keys_hiera_t.json").read_text())
-        state = {name: torch.from_numpy(self._tensor(name, shape)).float() for name, shape in shapes.items()}
+        state = {name: tensor.clone() for name, tensor in self._drawn.items()}
         state["sam.sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(object_score_bias)
         return state
 
@@ -58,6 +58,12 @@ class Golden:
         add_lora(network.sam.image_encoder.trunk, Lora())
         network.load_state_dict(from_reference(self.state(object_score_bias)))
         return network.eval()
+
+    @functools.cached_property
+    def _drawn(self) -> dict[str, torch.Tensor]:
+        """Drawing takes a second; each test gets a copy."""
+        shapes = json.loads((GOLDEN / "reference_keys_hiera_t.json").read_text())
+        return {name: torch.from_numpy(self._tensor(name, shape)).float() for name, shape in shapes.items()}
 
     def _tensor(self, name: str, shape: list[int]) -> NDArray[np.float64]:
         drawn = self.generator(name).standard_normal(shape)

@@ -19,12 +19,10 @@ from memorysam_cli.recipe import BACKBONES
 
 SIZE = 256
 SHORT = {"tiny": "t", "small": "s", "base-plus": "b+", "large": "l"}
-SLOW = {"small", "base-plus", "large"}
-"""Tiny of both versions walks the same code; the others are larger."""
+ALWAYS = "sam2.1-hiera-tiny"
+"""The others walk the same code; sam2-hiera-tiny is also compared by test_parity and test_against_upstream."""
 VARIANTS = [
-    pytest.param(name, marks=[pytest.mark.slow] if name.rpartition("hiera-")[2] in SLOW else [])
-    for name in BACKBONES
-    if name != "nano"
+    pytest.param(name, marks=[] if name == ALWAYS else [pytest.mark.slow]) for name in BACKBONES if name != "nano"
 ]
 
 

@@ -28,6 +28,18 @@ def published_state(backbone: str = "nano") -> dict[str, Tensor]:
         return dict(build_sam2(backbone, tokens=3).state_dict())
 
 
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    """What a file for nano holds; the tensors are not to be written to."""
+    return published_state()
+
+
+@pytest.fixture(scope="module")
+def untouched() -> MemorySAM:
+    """A network into which nothing is ever loaded."""
+    return network_of()
+
+
 def write(state: object, path: Path) -> Path:
     torch.save(state, path)
     return path
@@ -64,12 +76,13 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_file_that_does_not_fit_is_refused_by_name_and_nothing_is_loaded(mutation: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_is_refused_by_name_and_nothing_is_loaded(
+    mutation: str, published: dict[str, Tensor], untouched: MemorySAM, tmp_path: Path
+) -> None:
     change, said = MUTATIONS[mutation]
-    state = published_state()
+    state, network = dict(published), untouched
     change(state)
     path = write({"model": state}, tmp_path / "base.pt")
-    network = network_of()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(WeightsError) as fault:
         load_base(network, "nano", source=str(path), seed=0)

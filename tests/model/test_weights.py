@@ -173,7 +173,6 @@ def test_weights_that_are_not_what_they_say_are_refused(mutation: str, network: 
 
 def test_a_base_file_that_is_gone_is_named(recipe: Recipe, dataset: DatasetInfo, tmp_path: Path) -> None:
     base = tmp_path / "base.pt"
-    torch.save({"model": build_for_training(recipe, dataset).sam.state_dict()}, base)
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"encoder": "frozen"})})
     torch.save({"model": build_for_training(plain, dataset).sam.state_dict()}, base)
     on_file = plain.model_copy(update={"model": plain.model.model_copy(update={"base_weights": str(base)})})

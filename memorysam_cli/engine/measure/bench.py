@@ -27,7 +27,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import EnvironmentFault, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.report import console
-from memorysam_cli.text import duration, size
+from memorysam_cli.text import counted, duration, size
 
 STILL = 0.0
 """The learning rate of measured updates: the work is the same, and both implementations keep the same weights."""
@@ -404,7 +404,7 @@ def show_machine(machine: dict[str, Any]) -> None:
     device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     console.say(
         f"machine   {device}{machine['processor']} ({machine['instructions']}), {machine['threads']} of "
-        f"{machine['cores']} cores, torch {machine['versions']['torch']}"
+        f"{counted(machine['cores'], 'core')}, torch {machine['versions']['torch']}"
     )
 
 

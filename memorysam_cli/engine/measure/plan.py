@@ -34,7 +34,7 @@ from memorysam_cli.engine.train import start
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
-from memorysam_cli.text import command, duration, size
+from memorysam_cli.text import command, counted, duration, size
 
 MARGIN = 0.1
 """The share of memory that stays free: for a GPU's driver, uncounted memory, and data workers."""
@@ -425,7 +425,7 @@ def show(plan: Plan, line: str | None) -> None:
         console.table(ESTIMATED, [_estimate_row(each) for each in plan.estimates], title="time, an estimate")
     if plan.proposal is not None and line is not None:
         scenes = plan.proposal.batch * plan.proposal.accumulate
-        console.say(f"fits: {plan.proposal}; {scenes} scenes per update, as in the recipe")
+        console.say(f"fits: {plan.proposal}; {counted(scenes, 'scene')} per update, as in the recipe")
         console.say(line)
 
 
@@ -554,7 +554,7 @@ def _attempts(
 ) -> Iterator[Tried]:
     """Try candidates until one fits."""
     for way in ways:
-        console.note(f"trying {way}: {steps} update{'s' * (steps > 1)}, then validation")
+        console.note(f"trying {way}: {counted(steps, 'update')}, then validation")
         start = time.monotonic()
         outcome = attempt(
             Trial(

@@ -41,7 +41,7 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_me
 from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 from memorysam_cli.storage.images import InMemory, Stored
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 Sensor = NDArray[Any] | torch.Tensor | str | os.PathLike[str]
 """An array (H, W) or (H, W, C) with the values that a file would have, or the path of such a file."""
@@ -92,7 +92,9 @@ class Result:
 
     def __repr__(self) -> str:
         height, width = self.classes.shape
-        return f"<Result {height}×{width}, {len(self.class_names)} classes, from {', '.join(self.modalities)}>"
+        return (
+            f"<Result {height}×{width}, {counted(len(self.class_names), 'class')}, from {', '.join(self.modalities)}>"
+        )
 
     def probabilities(self) -> NDArray[np.float32]:
         """The probability of every class in every pixel: (K, H, W) float32; computed again at each call.

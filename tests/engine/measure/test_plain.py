@@ -58,8 +58,14 @@ def twin_of(network: Segmenter) -> Plain:
     return twin
 
 
-@pytest.mark.parametrize("backbone", ["nano", "sam2.1-hiera-tiny"])
-@pytest.mark.parametrize("gate", ["open", "closed", "off"])
+@pytest.mark.parametrize(
+    ("backbone", "gate"),
+    [
+        *(("nano", gate) for gate in ("open", "closed", "off")),
+        ("sam2.1-hiera-tiny", "open"),
+        *(pytest.param("sam2.1-hiera-tiny", gate, marks=pytest.mark.slow) for gate in ("closed", "off")),
+    ],
+)
 def test_the_logits_are_those_of_our_network(backbone: str, gate: str) -> None:
     recipe = recipe_of(backbone, f"model.object_gate={'false' if gate == 'off' else 'true'}")
     network = network_of(recipe, score=5.0 if gate == "open" else -5.0).eval()
@@ -72,7 +78,9 @@ def test_the_logits_are_those_of_our_network(backbone: str, gate: str) -> None:
     assert bool((found.logits == -1024).all()) == (gate == "closed")
 
 
-@pytest.mark.parametrize(("variant", "saver"), [("reference", "on"), ("paper", "off"), ("off", "off")])
+@pytest.mark.parametrize(
+    ("variant", "saver"), [("reference", "on"), ("paper", "off"), pytest.param("off", "off", marks=pytest.mark.slow)]
+)
 def test_losses_and_gradients_are_those_of_our_learner(variant: str, saver: str) -> None:
     recipe = recipe_of("nano", "data.modalities=[img, depth]", f"spmm.variant={variant}", f"train.saver={saver}")
     network = network_of(recipe)

@@ -50,13 +50,18 @@ def test_a_trial_is_the_same_on_the_other_side() -> None:
     assert Trial.from_json(Trial(NANO, 2).to_json()) == Trial(NANO, 2)
 
 
-def test_a_training_that_fits_tells_its_peaks_alone_even_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fits_tells_its_peaks_alone_even_under_torchrun_and_beside_files_named_like_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two batches of two make an update, with the optimizer; then a validation of larger frames."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')")
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "1")
     recipe = recipes.load("deliver", [*TINY, "data.modalities=[img,depth]", "train.accumulate=2"])
-    outcome = trials.run(Trial(recipe, 3, frames=Frames(((64, 96),), (97, 131)), limit=8 * 10**9, timeout=120))
+    outcome = trials.run(Trial(recipe, 3, frames=Frames(((64, 96),), (97, 131)), limit=8 * 10**9, timeout=600))
     assert outcome.fits and outcome.why == ""
     assert len(outcome.seconds) == 2 and min(outcome.seconds) > 0
     assert 10**8 < outcome.training_peak <= outcome.peak < 8 * 10**9
@@ -96,15 +101,15 @@ def test_a_child_that_hangs_is_ended() -> None:
     assert time.monotonic() - start < 60
 
 
-def test_files_in_the_users_folder_are_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')")
-    assert trials.run(Trial(NANO, 3, task="validate", steps=1)).fits
-
-
-def test_any_other_fault_is_ours_and_shows_the_childs_last_lines() -> None:
+def test_any_other_fault_is_ours_and_shows_the_childs_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = Trial(NANO, 3, task="validate", frames=Frames(((65, 64),), (64, 64)))
+    with pytest.raises(ValueError, match=r"65×64 pixels; height and width must be divisible") as fault:
+        told(trial)  # what the child meets
+    (tmp_path / "raised_by_a_test.py").write_text(f"def main(_): raise ValueError({str(fault.value)!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(trials, "PROCESS", "raised_by_a_test")
     with pytest.raises(
         RuntimeError, match=r"(?s)a trial ended with 1:.*65×64 pixels; height and width must be divisible"
     ):

@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from memorysam_cli import app
+
 from ...commands.trained import save_weights
 from ..stand_ins import Plan, write_data
 from .jobs import tree
@@ -54,8 +56,8 @@ def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """What one process writes."""
     place = tmp_path_factory.mktemp("whole") / "here"
     shutil.copytree(template, place)
-    ended = run(place, "-m", "memorysam_cli", *PREDICT)
-    assert ended.returncode == 0, ended.stderr
+    with contextlib.chdir(place):
+        assert app.run(PREDICT) == 0
     return tree(place / "out")
 
 
@@ -162,7 +164,7 @@ def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_line_without_files_no_file_without_its_line_and_the_same_command_goes_on(
-    here: Path, whole: dict[str, bytes], number: signal.Signals, code: int
+    here: Path, whole: dict[str, bytes], number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = (
         "import time; from memorysam_cli.storage import images; write = images.write_png; "
@@ -183,9 +185,11 @@ def test_a_signal_leaves_no_line_without_files_no_file_without_its_line_and_the_
     named = {line[key] for line in lines for key in ("mask", "color", "overlay", "confidence")}
     assert {str(path.relative_to(here / "out")) for path in (here / "out").rglob("*.png")} == named
     assert not list(here.rglob("*.tmp-*")) and not (here / "out/_SUCCESS.json").exists()
-    again = run(here, "-m", "memorysam_cli", *PREDICT)
+    capsys.readouterr()
+    with contextlib.chdir(here):
+        assert app.run(PREDICT) == 0
     kept_any = len(lines) >= 2  # a group of --batch scenes counts as a whole
-    assert again.returncode == 0 and (f"of {len(PLANS)} scenes done" in again.stderr) == kept_any
+    assert (f"of {len(PLANS)} scenes done" in capsys.readouterr().err) == kept_any
     assert tree(here / "out") == whole
 
 

@@ -17,16 +17,17 @@ from memorysam_cli.engine.measure import count
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train import start as starting
+from memorysam_cli.engine.train.endings import TrainingResult
 from memorysam_cli.engine.train.update import Average
 from memorysam_cli.model import read_card
 from memorysam_cli.model.weights import load, read
 from memorysam_cli.recipe import Recipe
 
 from .test_learner import batch_of, learner_of, nan
-from .test_trainer import changed, start, state_of, without_clock
+from .test_trainer import changed, gone_on, start, state_of, without_clock
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rich(small: Recipe) -> Recipe:
     """The small recipe with weights of classes that are counted, smoothing, all further losses, and an average."""
     content = small.model_dump(mode="json")
@@ -35,16 +36,18 @@ def rich(small: Recipe) -> Recipe:
     return recipes.parse(content | {"losses": {"dice": {}, "lovasz": {}, "focal": {}}}, where="test")
 
 
-def test_a_resumed_run_ends_bit_for_bit_the_same(rich: Recipe, rendered: Manifest, tmp_path: Path) -> None:
-    whole = start(rich, rendered, tmp_path / "whole")
-    start(changed(rich, "train", max_steps=3), rendered, tmp_path / "run")
-    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
-    torch.rand(17)
-    start(rich, rendered, tmp_path / "run", resume=path)
-    torch.testing.assert_close(state_of(tmp_path / "run"), state_of(whole.run), rtol=0, atol=0)
-    rows = [without_clock(RunFolder(each)) for each in (tmp_path / "run", whole.run)]
-    validations = [[row for row in each if "miou" not in row] for each in rows]
-    assert validations[0] == validations[1]
+@pytest.fixture(scope="module")
+def whole(rich: Recipe, rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    """A whole run, for reading only."""
+    return start(rich, rendered, tmp_path_factory.mktemp("rich") / "whole")
+
+
+def test_a_resumed_run_ends_bit_for_bit_the_same(
+    whole: TrainingResult, rich: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    run = gone_on(rich, rendered, whole.run, tmp_path)
+    torch.testing.assert_close(state_of(run), state_of(whole.run), rtol=0, atol=0)
+    assert without_clock(RunFolder(run)) == without_clock(RunFolder(whole.run))
 
 
 def test_weights_are_counted_once_and_stored_with_what_was_trained(
@@ -93,10 +96,10 @@ def test_no_update_that_was_not_made_is_averaged(
 
 
 def test_averaged_weights_are_validated_and_saved_and_a_checkpoint_has_both(
-    rich: Recipe, rendered: Manifest, tmp_path: Path
+    whole: TrainingResult, rendered: Manifest
 ) -> None:
-    result = start(rich, rendered, tmp_path / "run")
-    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    result = whole
+    path, _ = checkpoints.newest_valid(result.run / "checkpoints")
     assert path is not None
     state, (saved, _) = checkpoints.read(path), read(result.last)
     averages = {name.removeprefix("ema/"): value for name, value in state.optimizer.items() if name.startswith("ema/")}
@@ -131,14 +134,14 @@ def test_a_run_that_gets_no_better_ends_well_and_can_be_continued(
     small: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights that do not move score the same: nothing is better than the first validation."""
-    still = changed(changed(small, "optim", lr=1e-30), "train", epochs=5, patience=2)
+    still = changed(changed(small, "optim", lr=1e-30), "train", epochs=5, patience=2, batch=10)
     result = start(still, rendered, tmp_path / "run")
-    assert (result.steps, result.best_step, result.ended_early) == (6, 2, True)
-    told = "ends after epoch 3 of 5: the last 2 validations were no better (train.patience)"
+    assert (result.steps, result.best_step, result.ended_early) == (3, 1, True)
+    told = "ends after epoch 3 of 5: none of the last 2 validations was better (train.patience)"
     assert told in capsys.readouterr().err
     path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     again = start(still, rendered, tmp_path / "run", resume=path)
-    assert (again.steps, again.ended_early) == (6, True) and told in capsys.readouterr().err
+    assert (again.steps, again.ended_early) == (3, True) and told in capsys.readouterr().err
     on = start(changed(still, "train", patience=None), rendered, tmp_path / "run", resume=path)
-    assert (on.steps, on.best_step, on.ended_early) == (10, 2, False)
-    assert "no better" not in capsys.readouterr().err
+    assert (on.steps, on.best_step, on.ended_early) == (5, 1, False)
+    assert "was better" not in capsys.readouterr().err

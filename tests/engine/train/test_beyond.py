@@ -11,8 +11,6 @@ import torch
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.measure import count
-from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.initial import load_initial
 from memorysam_cli.engine.train.objective import Moment, draw
 from memorysam_cli.model import load
@@ -20,7 +18,7 @@ from memorysam_cli.model.weights import build_for_training, save
 from memorysam_cli.recipe import Recipe
 
 from .test_learner import batch_of, gradients_of, learner_of, part
-from .test_trainer import changed, start, state_of
+from .test_trainer import changed, gone_on, start, state_of
 
 BEYOND: dict[str, Any] = {
     "fusion": "two_pass", "order": "shuffled", "modality_embedding": True, "memory_mask": "classes"
@@ -47,12 +45,9 @@ def beyond(small: Recipe) -> Recipe:
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manifest, tmp_path: Path) -> None:
+    beyond = changed(beyond, "train", epochs=1)
     whole = start(beyond, rendered, tmp_path / "whole")
-    start(changed(beyond, "train", max_steps=3), rendered, tmp_path / "run")
-    path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
-    torch.rand(17)  # whatever the process did before must not matter
-    start(beyond, rendered, tmp_path / "run", resume=path)
-    state = state_of(tmp_path / "run")
+    state = state_of(gone_on(beyond, rendered, whole.run, tmp_path))
     torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
     loaded = load(whole.last).notes.state_dict()
     assert loaded.keys() == {"sensors", "classes"}
@@ -61,12 +56,9 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manif
 
 
 def test_a_projection_is_trained_and_resumes_bit_for_bit(joined: tuple[Recipe, Manifest], tmp_path: Path) -> None:
-    recipe, manifest = joined
+    recipe, manifest = changed(joined[0], "train", epochs=1), joined[1]
     whole = start(recipe, manifest, tmp_path / "whole")
-    start(changed(recipe, "train", max_steps=3), manifest, tmp_path / "run")
-    path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
-    start(recipe, manifest, tmp_path / "run", resume=path)
-    state = state_of(tmp_path / "run")
+    state = state_of(gone_on(recipe, manifest, whole.run, tmp_path))
     torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
     ((name, trained),) = load(whole.last).projection.named_parameters()
     ((_, begun),) = build_for_training(recipe, manifest.info).projection.named_parameters()

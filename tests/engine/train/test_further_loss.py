@@ -35,14 +35,18 @@ from memorysam_cli.registry import LOSSES
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
 
+from ...extending.conftest import DRIVER, Ended
 from ...losses.conftest import side_by_side
 from .test_learner import batch_of, gradients_of, learner_of, nan, part
-from .test_trainer import accelerator, changed, start, state_of, without_clock
+from .test_trainer import accelerator, changed, gone_on, start, state_of, without_clock
 
 WHOLE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
 PAGE = WHOLE.partition("\n## A loss\n")[2].partition("\n## ")[0]
 PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 exec(compile(PYTHON, "docs/extending.md", "exec"), {"__name__": "my_loss"})  # registers z_loss and drift
+
+EVEN = ((0, 2, 4), (0, 1, 2, 3, 4))
+"""Cuts of four scenes into batches of one size."""
 
 
 @pytest.fixture
@@ -114,6 +118,15 @@ def program(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd)
 
 
+def one_process(*jobs: list[object], cwd: Path) -> list[Ended]:
+    """Command lines, or code, one after the other in a process of their own."""
+    listed = cwd / "jobs.json"
+    listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
+    line = [sys.executable, str(DRIVER), str(listed)]
+    found = subprocess.run(line, capture_output=True, text=True, check=True, cwd=cwd)
+    return [Ended(*each) for each in json.loads(found.stdout)]
+
+
 def test_a_term_is_seen_everywhere(
     taught: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,21 +164,23 @@ def test_a_term_is_seen_everywhere(
     assert {"train/z_loss", "train/drift", "train/spmm"} <= tracked
     charts = run_pages.gather_training(run.path)["charts"]
     assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "Z loss", "Drift loss"]
-    # In processes that have not loaded the file: what is only looked at needs no code.
-    answer = json.loads(program("watch", run.path, "--json", cwd=tmp_path).stdout)
+    # In a process that has not loaded the file: what is only looked at needs no code.
+    weights = f"from memorysam_cli.model import load; print(load({str(run.best)!r}).card.recipe.losses)"
+    watched, table, report, loaded, resumed = one_process(
+        ["watch", run.path, "--json"], ["watch", run.path], ["report", run.path], ["-c", weights],
+        ["train", "--resume", run.path, "--device", "cpu", "--data", rendered.root], cwd=tmp_path,
+    )  # fmt: skip
+    answer = json.loads(watched.out)
     assert list(answer["latest"])[:4] == ["loss", "spmm", "z_loss", "drift"]
     assert answer["latest"]["z_loss"] == pytest.approx(rows[-1]["z_loss"])
-    assert re.search(r"^z_loss +\S+  \S+$", program("watch", run.path, cwd=tmp_path).stdout, re.MULTILINE)
-    assert program("report", run.path, cwd=tmp_path).returncode == 0
+    assert re.search(r"^z_loss +\S+  \S+$", table.out, re.MULTILINE)
+    assert report.code == 0
     assert 'data-chart="z_loss"' in (run.path / "report.html").read_text()
-    weights = f"from memorysam_cli.model import load; print(load({str(run.best)!r}).card.recipe.losses)"
-    loaded = subprocess.run([sys.executable, "-c", weights], capture_output=True, text=True, check=True)
-    assert "'z_loss': {'weight': 0.01, 'target': 0.0}" in loaded.stdout
-    resumed = program("train", "--resume", run.path, "--device", "cpu", "--data", rendered.root, cwd=tmp_path)
-    assert resumed.returncode == 2 and "unknown loss 'z_loss'" in resumed.stderr
+    assert loaded.code == 0 and "'z_loss': {'weight': 0.01, 'target': 0.0}" in loaded.out
+    assert resumed.code == 2 and "unknown loss 'z_loss'" in resumed.err
 
 
-@pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
+@pytest.mark.parametrize("cuts", [(0, 3, 4), *(pytest.param(even, marks=pytest.mark.slow) for even in EVEN)])
 def test_accumulated_batches_are_one_large_batch(cuts: tuple[int, ...], taught: Recipe, rendered: Manifest) -> None:
     whole = batch_of(4)
     parts = [part(whole, slice(*pair)) for pair in itertools.pairwise(cuts)]
@@ -184,15 +199,11 @@ def test_accumulated_batches_are_one_large_batch(cuts: tuple[int, ...], taught: 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(taught: Recipe, rendered: Manifest, tmp_path: Path) -> None:
     whole = start(taught, rendered, tmp_path / "whole")
-    start(changed(taught, "train", max_steps=3), rendered, tmp_path / "run")
-    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
-    assert path is not None and float(checkpoints.read(path).optimizer["drift/mean"].abs().sum()) > 0
-    torch.rand(17)
-    start(taught, rendered, tmp_path / "run", resume=path)
-    torch.testing.assert_close(state_of(tmp_path / "run"), state_of(whole.run), rtol=0, atol=0)
-    rows = [without_clock(RunFolder(each)) for each in (tmp_path / "run", whole.run)]
-    validations = [[row for row in each if "miou" not in row] for each in rows]
-    assert validations[0] == validations[1]
+    path = whole.run / "checkpoints" / "step-00000003"
+    assert float(checkpoints.read(path).optimizer["drift/mean"].abs().sum()) > 0
+    run = gone_on(taught, rendered, whole.run, tmp_path)
+    torch.testing.assert_close(state_of(run), state_of(whole.run), rtol=0, atol=0)
+    assert without_clock(RunFolder(run)) == without_clock(RunFolder(whole.run))
 
 
 def test_a_run_cannot_be_resumed_by_other_losses(taught: Recipe, rendered: Manifest, tmp_path: Path) -> None:

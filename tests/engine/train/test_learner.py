@@ -80,8 +80,15 @@ def test_the_rate_reaches_the_optimizer(small: Recipe, rendered: Manifest) -> No
     assert 0.001 < float((token.detach() - before).abs().max()) < 0.02
 
 
-@pytest.mark.parametrize("variant", ["paper", "reference"])
-@pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
+UNEVEN, SINGLE, EVEN = (0, 3, 4), (0, 1, 2, 3, 4), (0, 2, 4)
+"""Where four scenes are cut into batches."""
+ALWAYS = [(UNEVEN, "paper"), (SINGLE, "reference")]
+MORE = [(UNEVEN, "reference"), (SINGLE, "paper"), (EVEN, "paper"), (EVEN, "reference")]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "variant"), [*ALWAYS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
 def test_accumulated_batches_are_one_large_batch(
     cuts: tuple[int, ...], variant: str, small: Recipe, rendered: Manifest
 ) -> None:

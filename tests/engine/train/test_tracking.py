@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import time
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,16 @@ def state_of(run: RunFolder) -> dict[str, Tensor]:
     return {**state.model, **state.optimizer, **state.rng}
 
 
-def test_whatever_becomes_of_the_trackers_the_training_makes_the_same_bits(
-    small: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def untracked(small: Recipe, rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run without trackers, for reading only."""
+    return train(small, rendered, tmp_path_factory.mktemp("alone") / "run")
+
+
+def test_whatever_becomes_of_the_trackers_the_training_makes_the_same_bits_and_each_is_handed_every_value(
+    untracked: RunFolder, small: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = state_of(train(small, rendered, tmp_path / "alone"))
+    alone = state_of(untracked)
     capsys.readouterr()
     tracked = train(small, rendered, tmp_path / "tracked", "record", "crash", "hang", "fail", "trouble")
     with_them, said = state_of(tracked), capsys.readouterr().err
@@ -94,12 +102,11 @@ def test_whatever_becomes_of_the_trackers_the_training_makes_the_same_bits(
         assert f"--track {name}: {why}" in said
     assert "--track trouble: step 1: away; the training continues (it tries on)" in said
     assert "warning: --track record" not in said and len(heard(tracked)) == len(heard(tracked, "trouble"))
+    assert_all_was_handed_on(tracked, small, rendered.info.classes)
 
 
-def test_a_tracker_is_handed_every_value_that_the_metrics_have_and_more(
-    small: Recipe, rendered: Manifest, tmp_path: Path
-) -> None:
-    run = train(small, rendered, tmp_path / "run", "record")
+def assert_all_was_handed_on(run: RunFolder, small: Recipe, classes: Sequence[str]) -> None:
+    """Every value that the metrics have, and more."""
     begin, *messages = heard(run)
     assert begin["begin"] == {"folder": str(run.path), "recipe": small.to_yaml(), "step": 0}
     rows = documents.read_json_lines(run.metrics)
@@ -113,7 +120,6 @@ def test_a_tracker_is_handed_every_value_that_the_metrics_have_and_more(
             "train/peak_memory_gb"} <= sent[0]["values"].keys()  # fmt: skip
     each_class = [m for m in sent if any(name.startswith("validation/iou/") for name in m["values"])]
     assert [message["step"] for message in each_class] == [2, 4]
-    classes = rendered.info.classes
     assert list(each_class[0]["values"]) == [f"validation/iou/{name}" for name in classes]
     pictures = [message for message in messages if "picture" in message]
     assert [message["step"] for message in pictures] == [2, 4]
@@ -124,9 +130,11 @@ def test_a_tracker_is_handed_every_value_that_the_metrics_have_and_more(
     assert messages[-1] == {"end": True}
 
 
-def test_a_resumed_run_says_after_which_step_it_goes_on(small: Recipe, rendered: Manifest, tmp_path: Path) -> None:
-    half = small.model_copy(update={"train": small.train.model_copy(update={"max_steps": 3})})
-    train(half, rendered, tmp_path / "run")
+def test_a_resumed_run_says_after_which_step_it_goes_on(
+    untracked: RunFolder, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    shutil.copytree(untracked.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
     run = train(small, rendered, tmp_path / "run", "record", resume=True)
     begin, *messages = heard(run)
     assert begin["begin"]["step"] == 3
