@@ -140,10 +140,10 @@ def test_a_plain_network_that_does_not_fit_is_a_result(bench: Any, monkeypatch: 
         return Outcome(trial.implementation == "fast", "killed", peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
 
     monkeypatch.setattr(trials, "run", run)
-    report = json.loads(bench("--against", "plain", "--json").out)
+    report = json.loads(bench("--mode", "predict", "--against", "plain", "--json").out)
     assert report["plain"] == {"fits": False, "why": "killed; 6.0 GB of 8.0 GB were free", "peak_bytes": 3 * 10**9}
     assert report["ratio"] == {"time": None, "time_unchecked": None, "peak": None} and report["difference"] is None
-    assert "plain     does not fit: killed" in bench("--against", "plain").out
+    assert "plain     does not fit: killed" in bench("--mode", "predict", "--against", "plain").out
 
 
 def test_data_are_read_alone_and_into_both_tasks(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
