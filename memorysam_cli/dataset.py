@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from memorysam_cli.text import counted
+
 IGNORE = 255
 """The label value of an ignored pixel."""
 
@@ -281,7 +283,7 @@ class DatasetInfo(Strict):
     @model_validator(mode="after")
     def _one_color_per_class(self) -> DatasetInfo:
         if not self.classes or len(self.classes) != len(self.palette):
-            raise ValueError(f"{len(self.classes)} classes need as many colors, not {len(self.palette)}")
+            raise ValueError(f"{counted(len(self.classes), 'class', 'needs')} as many colors, not {len(self.palette)}")
         return self
 
     @model_validator(mode="after")
@@ -292,7 +294,7 @@ class DatasetInfo(Strict):
             if twice := _twice(names):
                 raise ValueError(f"{what}: '{twice[0]}' is listed twice; give each its own name")
         if len(self.classes) > IGNORE:
-            raise ValueError(f"{len(self.classes)} classes; from 1 to {IGNORE} are possible")
+            raise ValueError(f"{counted(len(self.classes), 'class')}; from 1 to {IGNORE} are possible")
         return self
 
     def modality(self, name: str) -> Modality:

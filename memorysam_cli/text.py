@@ -99,9 +99,25 @@ def few(names: Sequence[str], most: int, *, separator: str = ", ", is_counted: b
     return f"{named}{separator}…"
 
 
-def counted(count: int, thing: str) -> str:
-    """``1 pixel``, ``1,234 pixels``."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+def counted(count: int, thing: str, does: str = "") -> str:
+    """``1 pixel``, ``1,234 pixels``; ``1 class is``, ``2 classes are``.
+
+    Args:
+        count: number of things.
+        thing: the noun in the singular, with its adjective: ``training scene``.
+        does: a verb that follows, in the singular.
+    """
+    verb = f" {does if count == 1 else _OF_MANY.get(does, does.removesuffix('s'))}" if does else ""
+    return f"{count:,} {thing if count == 1 else _plural(thing)}{verb}"
+
+
+_OF_MANY = {"is": "are", "was": "were", "has": "have", "does": "do"}
+
+
+def _plural(thing: str) -> str:
+    if thing.endswith("y") and thing[-2] not in "aeiou":
+        return f"{thing[:-1]}ies"
+    return f"{thing}{'es' if thing.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def requirement(message: str) -> str:

@@ -258,7 +258,7 @@ def test_every_extra_that_a_page_or_a_message_names_exists() -> None:
         for found in re.findall(r"(?:memorysam|['\"]\.)\[([a-z,]+)\]", path.read_text("utf-8"))
         for extra in found.split(",")
     }
-    assert {path for path, _ in named} >= {"install.md", "export.md", "portable.py"}
+    assert {path for path, _ in named} >= {"install.md", "export.md", "export.py"}
     assert sorted(each for each in named if each[1] not in known) == []
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, WeightsFile, begin, refuse_taken
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 
@@ -56,4 +57,4 @@ def card(
     if out is None:
         console.show_document(text.rstrip("\n"))
     else:
-        console.say(f"{out} ({len(text.splitlines())} lines)")
+        console.say(f"{out} ({counted(len(text.splitlines()), 'line')})")

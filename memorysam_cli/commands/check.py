@@ -28,7 +28,7 @@ def check(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="A data root, or a published data set's folder.",
+            help="A data root, or the folder of a manifest or of a published data set.",
             callback=options.must_exist(DataError),
         ),
     ],

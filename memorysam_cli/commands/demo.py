@@ -33,12 +33,14 @@ def demo(
     import tempfile
 
     from memorysam_cli import recipe
+    from memorysam_cli.engine import surroundings
     from memorysam_cli.storage import atomic
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     recipe.load("demo", overrides or [])  # a mistyped key is reported at once, and leaves no temporary folder
     if out is not None:
         atomic.refuse_unwritable(out)
+    surroundings.refuse_device(device)
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.demo import run_demo
     from memorysam_cli.engine.run_folder import RunFolder

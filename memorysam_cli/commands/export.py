@@ -63,6 +63,8 @@ def export(
     with PyTorch on random input (exit code 10, and no file, if they differ). A .json beside it has classes, colors and
     normalization. docs/export.md has ten lines that use it.
     """
+    from memorysam_cli.engine import surroundings
+
     begin(json=json, verbose=verbose, quiet=quiet)
     suffix = SUFFIXES[form]
     target = file.with_suffix(suffix) if out is None else out
@@ -72,6 +74,8 @@ def export(
     for option, given in (("--dynamic", bool(free)), ("--half", half)):
         if given and form != "onnx":
             raise UsageError(f"{option}: is for --format onnx; --format {form} is of one shape, in float32")
+    if form == "onnx":
+        surroundings.refuse_missing_extra("onnx", option="--format onnx")
     refuse_taken(target, source=file, overwrite=overwrite)
     refuse_taken(target.with_suffix(".json"), source=file, overwrite=overwrite)
     from memorysam_cli.engine.infer.inference import choose_modalities

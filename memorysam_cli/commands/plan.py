@@ -70,6 +70,7 @@ def plan(
     from memorysam_cli.data import manifest
     from memorysam_cli.engine.measure import workload
 
+    surroundings.refuse_absent_device(device)
     target = workload.find_target(asked, manifest.data_root(data), classes=classes, modalities=modalities)
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.measure import plan as planning

@@ -10,6 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.prepare_options import Pair, Times, Tolerance, recording
 from memorysam_cli.errors import DataError, PartialError, UsageError
+from memorysam_cli.text import counted
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.infer.views import View
@@ -54,7 +55,7 @@ def predict(
             "--modality",
             metavar="NAME=PATTERN",
             help="A sensor's files below SCENES, as in prepare folder (else as stored in the weights); without SCENES, "
-            "its raster, on the first one's pixels (repeatable).",
+            "its raster; the first one sets the pixels of the result (repeatable).",
         ),
     ] = None,
     pair: Pair = "name",
@@ -180,7 +181,7 @@ def predict(
     path = weights or run_folder.default_weights()
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
-    from memorysam_cli.engine.predict import files
+    from memorysam_cli.engine.predict import files, parts
     from memorysam_cli.engine.predict.job import RunOptions, plan
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
@@ -195,6 +196,7 @@ def predict(
         return
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     run_options = RunOptions(device, workers, on_error == "skip", part, engine, overwrite, resume)
+    run_options.refuse(precision=precision, follows=follow)
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
         layout=layout, limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
@@ -204,6 +206,7 @@ def predict(
     files.refuse_out(out, overwrite=overwrite)
     if weights is None:
         run_folder.tell_default(path)
+    parts.refuse_others(out, job, parts.Wish.of(run_options, rank=surroundings.rank(), world=surroundings.world()))
     # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine.predict import ledger
     from memorysam_cli.engine.predict.run import Following, run
@@ -227,7 +230,9 @@ def predict(
     if stopped is not None:
         raise stopped
     if report["failed"]:
-        error = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
+        error = PartialError(
+            f"{report['failed']} of {counted(report['scenes'], 'scene', 'was')} left out; see {report['ledger']}"
+        )
         lock.note(error, out)
         raise error
 

@@ -10,7 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
 from memorysam_cli.errors import UsageError
-from memorysam_cli.text import command
+from memorysam_cli.text import command, counted
 
 if TYPE_CHECKING:
     from memorysam_cli import recipe as recipes
@@ -198,7 +198,8 @@ def copy_recipe(
         return
     console.say(str(out))
     console.note(
-        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: {command('recipes', 'check', out)}"
+        f"extends {copy.extends}, {counted(copy.changes, 'value')} changed; edit it, then: "
+        f"{command('recipes', 'check', out)}"
     )
 
 

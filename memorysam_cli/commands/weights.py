@@ -11,7 +11,7 @@ from memorysam_cli.commands import options
 from memorysam_cli.commands.card import License
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist, refuse_taken, weights_must_exist
 from memorysam_cli.errors import CheckFailedError, DataError, UsageError, WeightsError, did_you_mean
-from memorysam_cli.text import megabytes
+from memorysam_cli.text import counted, megabytes
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.weights.exchange import ImportedWeights
@@ -103,7 +103,7 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
     rows = {
         "file": f"{file} ({megabytes(file.stat().st_size)}, {card.kind})",
         "recipe": card.recipe.name,
-        "data set": f"{card.dataset.title} ({len(card.dataset.classes)} classes)",
+        "data set": f"{card.dataset.title} ({counted(len(card.dataset.classes), 'class')})",
         "modalities": ", ".join(modality.name for modality in card.modalities),
         "backbone": card.recipe.model.backbone,
         "base": base,
@@ -145,7 +145,7 @@ def verify(
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": True, **facts})
     else:
-        console.say(f"ok: {facts['tensors']} tensors on base {facts['base']}, SHA-256 {facts['sha256']}")
+        console.say(f"ok: {counted(facts['tensors'], 'tensor')} on base {facts['base']}, SHA-256 {facts['sha256']}")
 
 
 def merge(
@@ -198,10 +198,6 @@ def import_weights(
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: must end in .safetensors")
     options.refuse_taken(out, source=file, overwrite=overwrite)
-    if recipe is not None:
-        from memorysam_cli import recipe as recipes
-
-        recipes.load(recipe, with_extensions=True)  # a wrong one is refused before a large file is read
     from memorysam_cli.engine.weights.exchange import import_reference
     from memorysam_cli.report import console
 
@@ -214,9 +210,14 @@ def import_weights(
     card, metric = summary.card, summary.card.metric
     result = f", mIoU {metric.miou:.2f} on {metric.split} (epoch {metric.epoch})" if metric else ""
     in_order = ", ".join(modality.name for modality in card.modalities)
-    title, backbone = f"{card.dataset.title} ({len(card.dataset.classes)} classes)", card.recipe.model.backbone
+    title, backbone = (
+        f"{card.dataset.title} ({counted(len(card.dataset.classes), 'class')})",
+        card.recipe.model.backbone,
+    )
     console.say(f"{title}, {in_order}; {backbone}{result}")
-    console.say(f"{out} ({megabytes(out.stat().st_size)}, all {summary.tensors} tensors, SHA-256 {summary.sha256})")
+    console.say(
+        f"{out} ({megabytes(out.stat().st_size)}, all {counted(summary.tensors, 'tensor')}, SHA-256 {summary.sha256})"
+    )
 
 
 def _facts(summary: ImportedWeights) -> dict[str, Any]:
@@ -241,7 +242,7 @@ def export(
     file: File,
     form: Annotated[
         Literal["reference", "peft", "merged"],
-        typer.Option("--format", help="The upstream code's layout, the LoRA alone, or plain sam2's names."),
+        typer.Option("--format", help="The authors' layout, only the LoRA, or plain sam2's names."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="A .pth, .pt or .safetensors; a folder for peft.")
@@ -274,7 +275,7 @@ def export(
         }
         console.answer({"schema_version": SCHEMA_VERSION, **facts})
     else:
-        console.say(f"{out} ({form}, {summary.tensors} tensors, SHA-256 {summary.sha256})")
+        console.say(f"{out} ({form}, {counted(summary.tensors, 'tensor')}, SHA-256 {summary.sha256})")
 
 
 def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool) -> None:

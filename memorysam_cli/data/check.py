@@ -26,7 +26,7 @@ from memorysam_cli.errors import DataError, check_laws
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
-from memorysam_cli.text import is_text, shown
+from memorysam_cli.text import counted, is_text, shown
 
 THREADS = 16
 """Largest number of threads; decoding releases Python's lock."""
@@ -196,7 +196,7 @@ def _resampling(info: DatasetInfo, scenes: Sequence[Mapping[str, tuple[decode.Si
     for modality in info.modalities:
         found = [sizes[modality.name] for sizes in scenes if modality.name in sizes]
         if found:
-            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {len(scenes)} scenes"
+            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {counted(len(scenes), 'scene')}"
 
 
 def _frame(
@@ -220,13 +220,14 @@ def _frame(
 
 def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     """Why a file of this form cannot become the modality's frame; None if it can; as ``decode.read_modality``."""
-    holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
+    holds = f"holds {counted(facts.channels, 'channel')} of {facts.dtype}"
     if facts.dtype not in ("uint8", "uint16", "int16", "float16", "float32", "float64"):
         return f"{holds}; {decode.ALLOWED}"
     if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
     if files > (2 if modality.kind == "angle" else 1):
-        return f"is one of {files} files; '{modality.name}' takes {'two' if modality.kind == 'angle' else 'one'}"
+        wanted = "two" if modality.kind == "angle" else "one"
+        return f"is one of {counted(files, 'file')}; '{modality.name}' takes {wanted}"
     turned = flip_refusal(np.dtype(facts.dtype), modality)
     if turned:
         return turned
@@ -235,7 +236,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     if modality.bands is not None:  # looked up when the file was read
         return None
     if modality.channels is not None:
-        return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
+        return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are needed"
     if facts.channels not in (1, 3, 4):
         return decode.undeclared((facts.height, facts.width, facts.channels), modality)
     if modality.kind == "angle" and facts.channels == 1:
@@ -249,12 +250,14 @@ def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], findi
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
         finding.faults.append(
-            ("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; use the same for all")
+            ("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; use one type for all its files")
         )
         return
     if len({(each.height, each.width) for each in facts}) > 1:
         listed = " and ".join(f"{each.height}×{each.width}" for each in facts)
-        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; use the same for all"))
+        finding.faults.append(
+            ("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; use one size for all its files")
+        )
         return
     lows = [each.low for each in facts if each.low is not None]
     highs = [each.high for each in facts if each.high is not None]

@@ -56,7 +56,7 @@ def read_frame(
 
     Returns:
         (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``. If it declares none, gray is
-        repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stored as 0 (see
+        repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and set to 0 (see
         :func:`find_invalid`); None if all are valid.
 
     Raises:
@@ -69,7 +69,7 @@ def read_frame(
         if (sine.shape, sine.dtype) != (cosine.shape, cosine.dtype):
             raise DataError(
                 f"{paths[0]}: sine is {_size(sine)} {sine.dtype}, but cosine ({paths[1].name}) is {_size(cosine)} "
-                f"{cosine.dtype}; they must be the same"
+                f"{cosine.dtype}; they must have the same size and type"
             )
         frame = np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
         if no_sine is None and no_cosine is None:
@@ -176,7 +176,7 @@ def _band(band: int | str, header: Header, *, path: Stored) -> int:
     count = len(header.bands)
     if isinstance(band, int):
         if band > count:
-            raise DataError(f"{path}: has {count} band{'s' * (count != 1)}, counted from 1, and no band {band}")
+            raise DataError(f"{path}: has {counted(count, 'band')}, counted from 1, and no band {band}")
         return band - 1
     places = [place for place, name in enumerate(header.bands) if name == band]
     if len(places) != 1:
@@ -268,7 +268,7 @@ def _plane(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Ar
     """A file with one channel: (H, W), as from :func:`_read`."""
     _, array, invalid = _read(path, modality, max_pixels)
     if array.ndim != len("HW"):
-        raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
+        raise DataError(f"{path}: has {counted(array.shape[2], 'channel')}; the sine or cosine of an angle has one")
     return array, invalid
 
 
@@ -276,8 +276,8 @@ def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], c
     """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
-            f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            f"fix --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
+            f"{path}: has {counted(count, 'channel')}, but '{modality.name}' takes {', '.join(map(str, channels))} "
+            f"(from 0); fix --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
         )
     if count == 1:
         return cv2.merge([array] * 3)
@@ -375,7 +375,7 @@ def lossy(header: Header) -> str:
 def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Raw value → class or 255, and whether it is invalid."""
     if not 0 < classes <= IGNORE:
-        raise DataError(f"{classes} classes: from 1 to {IGNORE} are possible")
+        raise DataError(f"{counted(classes, 'class')}: from 1 to {IGNORE} are possible")
     # int32: in uint8 a shift of -1 would turn 0 into 255.
     table = np.arange(RAW_VALUES, dtype=np.int32) + rule.shift
     if rule.mapping:

@@ -25,7 +25,7 @@ from memorysam_cli.data.manifest import Scene, count_splits, folder
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, DatasetInfo, LabelRule, Modality, Strict
 from memorysam_cli.errors import DataError, EnvironmentFault, LawBroken, Laws
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 SHOWN = 10
 """Number of occurrences of each kind that are named; the others are counted."""
@@ -314,8 +314,8 @@ def refuse_changed(path: Path, before: Mapping[int, int], after: Mapping[int, in
         return
     first = min(index for index in {*before, *after} if before.get(index, 0) != after.get(index, 0))
     raise LawBroken(
-        f"{shown(path)}: class {first} has {before.get(first, 0)} pixels in the file and {after.get(first, 0)} as it "
-        "is read; do not train on this, and report this bug"
+        f"{shown(path)}: class {first} has {counted(before.get(first, 0), 'pixel')} in the file and "
+        f"{after.get(first, 0)} as it is read; do not train on this, and report this bug"
     )
 
 
@@ -453,7 +453,8 @@ class Oddities:
             yield f"{_some(self._blank)} no valid pixel at all: every one is nodata or not finite"
         if self._strangers:
             pixels = sum(self._strangers.values())
-            yield f"{_some(list(self._strangers))} colors of no class ({pixels} pixels in all), which are ignored"
+            ignored = f"({counted(pixels, 'pixel')} in all), which are ignored"
+            yield f"{_some(list(self._strangers))} colors of no class {ignored}"
         if self._large:
             yield (
                 f"{_some(list(self._large))} more pixels than the other commands take; let them with "
@@ -476,8 +477,8 @@ class Oddities:
                 f"nodata {', '.join(f'{value:.7g}' for value in values)}, NaN, infinity" if values else "NaN, infinity"
             )
             yield (
-                f"'{modality.name}': {gone} of {pixels} pixels ({100 * gone / pixels:.2g} %) are no measurement "
-                f"({which}): they have no part in range, mean and deviation, and are 0 after normalization"
+                f"'{modality.name}': {gone} of {counted(pixels, 'pixel')} ({100 * gone / pixels:.2g} %) are no "
+                f"measurement ({which}): they have no part in range, mean and deviation, and are 0 after normalization"
             )
 
     def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
@@ -493,8 +494,8 @@ class Oddities:
                 else "far from all others"
             )
             yield (
-                f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, {why}; if that "
-                f"is not a measurement, prepare with --nodata {name}={value:.7g}"
+                f"'{name}': {count} of {counted(pixels, 'pixel')} ({100 * count / pixels:.2g} %) hold {value:.7g}, "
+                f"{why}; if that is not a measurement, prepare with --nodata {name}={value:.7g}"
             )
 
     def _add_size(self, path: str, facts: FileFacts) -> None:
@@ -525,14 +526,14 @@ class Oddities:
             pair = [scene for scene in found[0] if scene is one_each[scene.split]][:2]
             first = " and ".join(f"{shown(scene.id)} ({scene.split})" for scene in pair)
             name = self.info.modalities[0].name
-            yield f"{len(found)} pictures ('{name}') occur in more than one split, such as {first}"
+            yield f"{counted(len(found), 'picture')} of '{name}' in more than one split, such as {first}"
 
 
 def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[str]:
     """Warnings about one modality's files."""
     name = modality.name
     if len(forms) > 1:
-        counts = ", ".join(f"{form.scenes} of {form.dtype} in {form.channels} channel(s)" for form in forms)
+        counts = ", ".join(f"{form.scenes} of {form.dtype} in {counted(form.channels, 'channel')}" for form in forms)
         scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled in the same way"
         yield f"'{name}' is stored in several ways ({counts}); {scaled}"
     elif any(form.channels == 4 for form in forms) and modality.channels is None and modality.bands is None:

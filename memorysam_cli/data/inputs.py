@@ -25,7 +25,7 @@ from memorysam_cli.data.own.patterns import OURS, Match, Pattern, pair_by_name, 
 from memorysam_cli.dataset import Layout
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown, typed
 
 NAMED = 6
 """Number of unknown names in a message."""
@@ -142,12 +142,16 @@ def is_prepared(path: Path, *, dataset: str | None = None) -> bool:
 
 
 def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
-    """The prepared data set of ``path``, its root or its folder."""
+    """The prepared data set of ``path``: its root, its folder, or the folder of its manifest."""
+    named = manifests.named_by(path)
+    if named is not None:
+        return manifests.read(*named)
     here = manifests.prepared(path)
     if here:
         if dataset not in here and len(here) > 1:
             raise DataError(
-                f"{path}: holds {', '.join(here)}, but not the weights' '{dataset}'; give the folder of one of them"
+                f"{path}: {len(here)} data sets are prepared there, and none is the weights' '{dataset}'; give the "
+                f"folder of one: {', '.join(typed(manifests.folder(path, name)) for name in here)}"
             )
         return manifests.read(path, dataset if dataset in here else here[0])
     for place in (path.absolute(), path.resolve()):
@@ -342,7 +346,7 @@ def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:
         first = PurePosixPath(next(iter(files.values()))[0])
         _put(scenes, str(PurePosixPath(*first.parts[1:]).with_suffix("")), files)
     folders = ", ".join(f"{top}/" for top in sources)
-    what = f"one folder per modality ({folders}; {len(scenes)} scenes, such as {next(iter(scenes))})"
+    what = f"one folder per modality ({folders}; {counted(len(scenes), 'scene')}, such as {next(iter(scenes))})"
     yield Reading(what, scenes, tuple(unknown), _others(everything, scenes), pairing.is_by_number)
 
 
@@ -385,7 +389,7 @@ def _per_scene(tree: Tree, wanted: Mapping[str, str], *, own_name: str) -> Itera
         here = {own_name: files}
         yield Reading(f"one scene ({listed})", here, tuple(unknown.pop("")), _others(everything.pop(""), here))
     if scenes:
-        what = f"one folder per scene ({len(scenes)} scenes, such as {next(iter(scenes))}/)"
+        what = f"one folder per scene ({counted(len(scenes), 'scene')}, such as {next(iter(scenes))}/)"
         others = _others([path for paths in everything.values() for path in paths], scenes)
         yield Reading(what, scenes, tuple({name: None for names in unknown.values() for name in names}), others)
 
@@ -478,7 +482,7 @@ def _reading_notes(reading: Reading) -> list[str]:
     notes = list(reading.notes)
     notes += [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
     if reading.others:
-        files = "1 file is" if len(reading.others) == 1 else f"{len(reading.others)} files are"
+        files = counted(len(reading.others), "file", "is")
         notes.append(f"{files} not taken ({by_suffix(reading.others)}), such as {shown(reading.others[0])}")
     if reading.is_by_number:
         first = next(iter(reading.scenes.values()))
@@ -493,6 +497,6 @@ def _missing_notes(scenes: Sequence[Scene], modalities: Sequence[str]) -> list[s
     for name in modalities:
         count = sum(name not in scene.files for scene in scenes)
         if count:
-            where = "no scene has" if count == len(scenes) else f"{count} of {len(scenes)} scenes lack"
+            where = "no scene has" if count == len(scenes) else f"{count} of {counted(len(scenes), 'scene', 'lacks')}"
             notes.append(f"{where} '{name}'; predicting with the other modalities")
     return notes

@@ -31,7 +31,7 @@ from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.dataset import Color, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 MARKER = "memorysam-synthetic.json"
 """File in a folder that ``prepare synthetic`` rendered; it has the arguments of the rendering."""
@@ -226,7 +226,7 @@ class DatasetLayout:
             for line in _tree_lines(sensor.places, f'modality "{sensor.modality.name}"')
         ]
         if len(self.sensors) > SHOWN_SENSORS:
-            lines.append(("…", f"{len(self.sensors) - SHOWN_SENSORS} more modalities"))
+            lines.append(("…", f"{counted(len(self.sensors) - SHOWN_SENSORS, 'more modality')}"))
         lines += _tree_lines(self.labels, "labels")
         if self.lists is not None:
             lines.append((", ".join(self.lists.files.values()), "the scenes of each split"))

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
-from memorysam_cli.text import few
+from memorysam_cli.text import counted, few
 
 LEFTOVERS = {"__MACOSX", "lost+found"}
 """Folders that are skipped: macOS adds one to archives, with the same names for its metadata; repairs of a disk create
@@ -403,7 +403,7 @@ def refuse_collisions(names: Sequence[str]) -> None:
                 pairs.append((owners[_one_file(str(parent))], name))
     if pairs:
         listed = few([f"{first!r} and {second!r}" for first, second in pairs], SHOWN_COLLISIONS)
-        raise DataError(f"{len(pairs)} pairs of scenes would share an output file: {listed}; rename them")
+        raise DataError(f"{counted(len(pairs), 'pair')} of scenes would share an output file: {listed}; rename them")
 
 
 def _one_file(path: str) -> str:

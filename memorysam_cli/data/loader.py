@@ -23,7 +23,7 @@ from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 ORDER, DEGRADED = 1, 2
 """Spawn keys of the random numbers that order an epoch, and of those that damage sensors, separate from its
@@ -139,8 +139,8 @@ def training_batches(
     """
     if batches_per_epoch(len(scenes), batch=recipe.train.batch, world=world) == 0:
         raise DataError(
-            f"{manifest.info.name}: {len(scenes)} training scenes are fewer than one batch of {recipe.train.batch} for "
-            f"each of {world} process(es); lower train.batch or add scenes"
+            f"{manifest.info.name}: {counted(len(scenes), 'training scene', 'is')} fewer than one batch of "
+            f"{recipe.train.batch} for each of {counted(world, 'process')}; lower train.batch or add scenes"
         )
     order = epoch_order(len(scenes), seed=recipe.train.seed, epoch=epoch)
     mine = [BatchRequest(numbers) for numbers in batches_of(order, batch=recipe.train.batch, rank=rank, world=world)]
@@ -308,9 +308,10 @@ class TrainingBatches(Source[Batch]):
         yield from (number for number in (*order[after:], *order[:after]) if number not in index.numbers)
 
     def _too_many(self, left_out: Sequence[LeftOut]) -> DataError:
-        limit = f"data.max_bad={self.recipe.data.max_bad:g} of {len(self.scenes)} scenes"
+        limit = f"data.max_bad={self.recipe.data.max_bad:g} of {counted(len(self.scenes), 'scene')}"
         return DataError(
-            f"{len(left_out)} scenes for a single batch cannot be read, more than {limit}; the first: {left_out[0].why}"
+            f"{counted(len(left_out), 'scene')} for a single batch cannot be read, more than {limit}; the first: "
+            f"{left_out[0].why}"
         )
 
     def _sample(self, number: int) -> Sample:

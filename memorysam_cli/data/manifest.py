@@ -22,15 +22,23 @@ from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict, is_inside
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import command, few, is_text, requirement, typed
+from memorysam_cli.text import command, few, is_text, requirement, shown, typed
 
 if TYPE_CHECKING:
     from memorysam_cli.storage.images import Stored
 
+PLACE = "memorysam"
+"""The folder of all manifests in a data root."""
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
 NEAR = 3
 """Number of folders named in the message for a missing data set."""
+OUTPUT = ".png"
+"""The ending of the files that are named after a scene."""
+NAME_BYTES = 255
+"""Largest number of bytes in the name of a file or a folder."""
+SURELY_SHORT = (NAME_BYTES - len(OUTPUT)) // 4
+"""Number of letters that never have more bytes."""
 SPLITS = ("train", "val", "test")
 """The usual splits, in the order in which they are shown."""
 
@@ -135,7 +143,7 @@ def _near(root: Path) -> list[Path]:
 
 def folder(root: Path, dataset: str) -> Path:
     """The folder of a data set's manifest."""
-    return root / "memorysam" / dataset
+    return root / PLACE / dataset
 
 
 def prepare_line(root: Path, dataset: str) -> str:
@@ -164,9 +172,16 @@ def is_prepared(root: Path, dataset: str) -> bool:
     return (folder(root, dataset) / INFO).is_file()
 
 
+def named_by(path: Path) -> tuple[Path, str] | None:
+    """The data root and the data set, if a path is the folder of a manifest, as ``prepare`` prints it."""
+    place = path if path.parent.name == PLACE else path.absolute()
+    is_manifest = place.parent.name == PLACE and (place / INFO).is_file()
+    return (place.parents[1], place.name) if is_manifest else None
+
+
 def prepared(root: Path) -> list[str]:
     """The names of the data sets that are prepared below a data root, sorted."""
-    return sorted(path.parent.name for path in (root / "memorysam").glob(f"*/{INFO}"))
+    return sorted(path.parent.name for path in (root / PLACE).glob(f"*/{INFO}"))
 
 
 def write(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> Manifest:
@@ -329,7 +344,12 @@ class _Line(Strict):
             raise ValueError(
                 f"{path!r} is not a path below the data root, with single forward slashes and without '..'"
             )
-        return path
+        return path if path is None else _refuse_long(path)
+
+    @field_validator("id")
+    @classmethod
+    def _names_outputs(cls, name: str) -> str:
+        return _refuse_long(name, ending=OUTPUT)
 
     @field_validator("files")
     @classmethod
@@ -337,6 +357,19 @@ class _Line(Strict):
         for path in (path for paths in files.values() for path in paths):
             cls._stays_inside(path)
         return files
+
+
+def _refuse_long(path: str, *, ending: str = "") -> str:
+    """The path; refused if a name in it is too long for file systems."""
+    if len(path) > SURELY_SHORT:
+        longest = max(len(name.encode("utf-8", "surrogateescape")) for name in f"{path}{ending}".split("/"))
+        if longest > NAME_BYTES:
+            what = f" with the {ending} of its outputs" if ending else ""
+            raise ValueError(
+                f"'{shown(path, most=SURELY_SHORT)}' has a name of {longest} bytes{what}, and file systems take "
+                f"{NAME_BYTES}; rename it"
+            )
+    return path
 
 
 def _first_fault(error: ValidationError) -> str:

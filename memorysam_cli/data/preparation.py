@@ -27,7 +27,7 @@ from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.storage.archive import archives_in
-from memorysam_cli.text import command, few, shown
+from memorysam_cli.text import command, counted, few, shown, typed
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
@@ -96,12 +96,16 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
     """The listed scenes of a data set in or below a folder; no file is read.
 
     Args:
-        root: a data root, or the folder of a published data set.
+        root: a data root, or the folder of a published data set or of a manifest.
         dataset: its name; None: the only one there.
 
     Raises:
-        DataError: none, or more than one; the message names them and the command.
+        UsageError: more than one; the message names them and the command.
+        DataError: none; the message names the command.
     """
+    named = manifests.named_by(root)
+    if named is not None and dataset in {None, named[1]}:
+        root, dataset = named
     if not root.is_dir():
         raise DataError(
             f"{root}: {'is not a folder' if root.exists() else 'does not exist'}; name the folder of the data"
@@ -117,8 +121,10 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
     if dataset is not None:
         return survey(dataset, root)
     if prepared:
-        raise DataError(
-            f"{root}: {len(prepared)} data sets are prepared there; name one with --dataset: {', '.join(prepared)}"
+        others = ", ".join(f"--dataset {typed(name)}" for name in prepared[1:])
+        raise UsageError(
+            f"{root}: {len(prepared)} data sets are prepared there; type: "
+            f"{command('check', root, '--dataset', prepared[0])} (or {others})"
         )
     found = [name for name in DATASETS if _is_there(name, root)]
     if len(found) == 1:
@@ -276,16 +282,16 @@ class Prepared:
         report = self.report
         if not report.problems:
             return None
-        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
+        kinds = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
         if self.manifest is not None:
             return PartialError(
                 f"{report.root}: data set '{report.dataset}' is prepared without {len(report.dropped)} of "
-                f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
+                f"{counted(len(report.dropped) + len(report.scenes), 'scene')} ({kinds}); they are listed in "
                 f"{self.manifest / DROPPED}"
             )
         remedy = "no scene is left; fix the files" if report.dropped else "fix the files, or leave such scenes out"
         return DataError(
-            f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
+            f"{report.root}: data set '{report.dataset}' has problems ({kinds}), first "
             f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
             f"{'' if report.dropped else ' with --drop-incomplete'}, and prepare again"
         )
@@ -381,7 +387,7 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
     if strays.count:
-        files = "1 file belongs" if strays.count == 1 else f"{strays.count} files belong"
+        files = counted(strays.count, "file", "belongs")
         about.append(f"{files} to no scene ({by_suffix(ignored)}), such as {shown(strays.first[0])}")
     return replace(
         report,
@@ -397,10 +403,9 @@ def _few_to_validate(report: CheckReport) -> list[str]:
     count = report.splits.get("val", 0)
     if report.dataset.startswith("synthetic") or not 0 < count < FEWEST:
         return []
-    scenes = "1 scene" if count == 1 else f"{count} scenes"
     return [
-        f"split val has {scenes}: its mIoU is mostly chance, and 'best' is chosen by it; label more, or give it a "
-        "larger share, such as --split 0.7/0.2/0.1"
+        f"split val has {counted(count, 'scene')}: its mIoU is mostly chance, and 'best' is chosen by it; label "
+        "more, or give it a larger share, such as --split 0.7/0.2/0.1"
     ]
 
 

@@ -27,6 +27,7 @@ from packaging.version import Version
 from memorysam_cli.engine import surroundings
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import counted
 
 State = Literal["ok", "warning", "problem"]
 OLDEST_PYTHON = (3, 11)
@@ -167,7 +168,7 @@ def torch_build() -> Iterator[Finding]:
     """torch's build, and its devices."""
     import torch as library
 
-    threads = f"{library.get_num_threads()} threads"
+    threads = f"{counted(library.get_num_threads(), 'thread')}"
     yield ok("torch build", f"{library.__version__}, {threads}")
     driver = driver_lines()
     if library.cuda.is_available():
@@ -321,7 +322,7 @@ def load() -> Iterator[Finding]:
         return
     cores = os.cpu_count() or 1  # all cores, because the load is that of the whole machine
     waiting, _, _ = os.getloadavg()
-    found = f"{waiting:.1f} processes compete for {cores} cores"
+    found = f"{waiting:.1f} processes compete for {counted(cores, 'core')}"
     if waiting > OVERLOAD * cores:
         remedy = (
             "end what else computes here (top shows it), or leave it its cores: OMP_NUM_THREADS=N memorysam …, with N "

@@ -23,7 +23,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
-from memorysam_cli import __version__
 from memorysam_cli.engine import processes, surroundings
 from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError, is_out_of_memory, shortage
@@ -53,13 +52,9 @@ def choose_device(name: str) -> torch.device:
     surroundings.refuse_no_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-    kind, _, index = name.partition(":")
+    kind = name.partition(":")[0]
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
-    if int(index or 0) >= count:
-        have = f"{count} {kind} device{'s' * (count != 1)}"
-        raise EnvironmentFault(
-            f"--device {name}: this machine has {have} that PyTorch {torch.__version__} can use; try --device auto"
-        )
+    surroundings.refuse_absent_device(name, count=count)
     return torch.device(name)
 
 
@@ -134,19 +129,12 @@ def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, A
     """The keys ``device``, ``precision`` and ``versions`` of a report."""
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
+    return {"device": name, "precision": precision, "versions": surroundings.versions()}
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that a device does not support; it is never replaced by another one.
-
-    Raises:
-        UsageError: fp16 on a CPU, or tf32 anywhere but on CUDA.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
-    if precision == "tf32" and device.type != "cuda":
-        raise UsageError(f"precision tf32 needs an NVIDIA GPU; on {device.type} use fp32 or bf16")
+    """As :func:`~memorysam_cli.engine.surroundings.refuse_precision`, for a device."""
+    surroundings.refuse_precision(precision, device.type)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The environment of this process: its place among several, and the cores and the memory of the machine.
+"""The environment of this process: its place among several, the machine's cores, memory and devices, the packages.
 
 torchrun, accelerate, srun scripts and MPI state the place in variables, which only this module reads. It also parses
 user input on these things: a device, a shard, an amount of memory. It loads nothing heavy, because every command uses
@@ -8,20 +8,30 @@ it before torch is loaded.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from memorysam_cli.errors import UsageError
-from memorysam_cli.text import shown
+from memorysam_cli import __version__
+from memorysam_cli.errors import EnvironmentFault, UsageError
+from memorysam_cli.text import counted, shown
 
 if TYPE_CHECKING:
     from memorysam_cli.data.manifest import Scene
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
+EXTRAS = {
+    "ray": ("ray",), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow",),
+    "trackio": ("trackio",), "geo": ("rasterio",), "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}  # fmt: skip
+"""Extra of the package → its modules."""
 
 VARIABLES = (
     *("RANK", "WORLD_", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_"),
@@ -36,6 +46,10 @@ _NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, 
 _MOST_PORT = 65535
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_CUDA_DRIVER = "libcuda.so.1"
+_ROCM = (Path("/dev/kfd"), Path("/dev/dxg"))
+"""Devices of AMD's driver, and of WSL."""
+_VERSION = re.compile(r"^__version__ = ['\"]([^'\"]+)['\"]", re.MULTILINE)
 _ADVICE = "start all processes with torchrun or accelerate launch, or unset it"
 
 
@@ -172,6 +186,117 @@ def refuse_no_device(name: str) -> None:
     kind, colon, index = name.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
         raise UsageError(f"--device {name}: is not a device (known: {DEVICES})")
+
+
+def refuse_device(name: str, *, precision: str = "fp32") -> None:
+    """Refuse a device or a precision that this machine certainly lacks, without loading torch.
+
+    Args:
+        name: as in ``--device``.
+        precision: of the computing.
+
+    Raises:
+        EnvironmentFault: as :func:`refuse_absent_device`.
+        UsageError: as :func:`refuse_precision`.
+    """
+    refuse_absent_device(name)
+    kind = name.partition(":")[0]
+    if kind == "auto" and not (may_have("cuda") or may_have("mps")):
+        kind = "cpu"
+    if kind != "auto":
+        refuse_precision(precision, kind)
+
+
+def refuse_absent_device(name: str, *, count: int | None = None) -> None:
+    """Refuse a device that this machine does not have; never run on the CPU instead.
+
+    Args:
+        name: as in ``--device``.
+        count: number of devices of this kind that torch can use; None: not known yet, so that only a device without a
+            driver is refused.
+
+    Raises:
+        EnvironmentFault: the device is missing.
+    """
+    kind, _, index = name.partition(":")
+    number = int(index or 0)
+    if count is None:
+        count = number + 1 if may_have(kind) else 0
+    if number >= count:
+        raise EnvironmentFault(
+            f"--device {name}: this machine has {counted(count, f'{kind} device')} that PyTorch {torch_version()} can "
+            "use; try --device auto"
+        )
+
+
+@cache
+def may_have(kind: str) -> bool:
+    """Whether torch could find a device of a kind; looks for the same driver as torch, without loading torch.
+
+    False is certain: the CUDA runtime opens the driver's library by the same name, ROCm opens the kernel's device, and
+    MPS exists on macOS alone. True only means that torch must be asked.
+    """
+    is_mac = sys.platform == "darwin"
+    if kind in {"mps", "cuda"} and is_mac != (kind == "mps"):
+        return False
+    if kind != "cuda" or sys.platform != "linux" or any(device.exists() for device in _ROCM):
+        return True
+    try:
+        ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return False
+    return True
+
+
+def refuse_precision(precision: str, kind: str) -> None:
+    """Refuse a precision that a kind of device does not support; it is never replaced by another one.
+
+    Raises:
+        UsageError: fp16 on a CPU, or tf32 anywhere but on CUDA.
+    """
+    if precision == "fp16" and kind == "cpu":
+        raise UsageError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
+    if precision == "tf32" and kind != "cuda":
+        raise UsageError(f"precision tf32 needs an NVIDIA GPU; on {kind} use fp32 or bf16")
+
+
+def torch_version() -> str:
+    """torch's own version; if torch is not loaded yet, from its file.
+
+    pip may spell the version differently (``+nv25.1`` for ``+nv25.01``).
+    """
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        with contextlib.suppress(OSError):
+            found = _VERSION.search(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"))
+            if found is not None:
+                return found[1]
+    import torch
+
+    return str(torch.__version__)
+
+
+def versions() -> dict[str, str]:
+    """The key ``versions`` of a report."""
+    return {"memorysam": __version__, "torch": torch_version()}
+
+
+def refuse_missing_extra(extra: str, *, option: str) -> None:
+    """Refuse an option whose packages are not installed.
+
+    Args:
+        extra: of :data:`EXTRAS`.
+        option: with its value, such as ``--format onnx``.
+
+    Raises:
+        UsageError: the message says what to install.
+    """
+    specs = {name: importlib.util.find_spec(name) for name in EXTRAS[extra]}
+    # Without an origin it is a mere folder: W&B leaves a ./wandb where it works.
+    missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UsageError(f"{option}: {', '.join(missing)} {are} not installed; pip install 'memorysam[{extra}]'")
 
 
 def read_bytes(text: str, *, option: str) -> int:

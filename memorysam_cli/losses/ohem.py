@@ -19,6 +19,7 @@ from memorysam_cli.dataset import IGNORE
 from memorysam_cli.errors import UsageError
 from memorysam_cli.losses.loss import Exchange, Loss, LossInputs, Task
 from memorysam_cli.recipe import Ohem
+from memorysam_cli.text import counted
 
 SLAB_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Upsampled logits of a slab: small enough for the caches of a CPU, large enough to keep a GPU busy."""
@@ -93,8 +94,8 @@ def class_weights(wanted: str | Sequence[float], task: Task) -> Tensor | None:
     if not isinstance(wanted, str):
         if len(wanted) != len(task.classes):
             raise UsageError(
-                f"ohem.class_weights: has {len(wanted)} numbers, the data set {len(task.classes)} classes; give one "
-                f"for each, in this order: {', '.join(task.classes)}"
+                f"ohem.class_weights: has {counted(len(wanted), 'number')}, the data set "
+                f"{counted(len(task.classes), 'class')}; give one for each, in this order: {', '.join(task.classes)}"
             )
         return torch.tensor(wanted, dtype=torch.float32, device=task.device)
     assert task.class_pixels is not None, "whoever wants such weights has counted the classes"

@@ -18,7 +18,7 @@ from memorysam_cli.errors import DataError, WeightsError
 from memorysam_cli.recipe import UNKNOWN_NAME, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.storage import documents, tensors
-from memorysam_cli.text import requirement, shown
+from memorysam_cli.text import counted, requirement, shown
 
 if TYPE_CHECKING:
     from memorysam_cli.model.weights import Segmenter, load
@@ -92,7 +92,9 @@ class WeightsCard(Strict):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> WeightsCard:
         if self.tokens < len(self.dataset.classes):
-            raise ValueError(f"{self.tokens} tokens are too few for {len(self.dataset.classes)} classes")
+            raise ValueError(
+                f"{counted(self.tokens, 'token', 'is')} too few for {counted(len(self.dataset.classes), 'class')}"
+            )
         known = {modality.name for modality in self.dataset.modalities}
         if not known.issuperset(self.recipe.data.modalities):
             raise ValueError("the recipe uses a modality that the data set does not have")

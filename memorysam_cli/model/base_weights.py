@@ -23,7 +23,7 @@ from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import foreign, hub, tensors
-from memorysam_cli.text import few, shown, typed_path
+from memorysam_cli.text import counted, few, shown, typed_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -218,7 +218,9 @@ def copy_tensors(
         name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
     ]:
         kinds = f"{given[odd[0]].dtype}, not {wanted[odd[0]].dtype}"
-        raise WeightsError(f"{where}: {len(odd)} tensors hold no weights ({few_names(odd)}: {kinds}); {remedy}")
+        raise WeightsError(
+            f"{where}: {counted(len(odd), 'tensor', 'holds')} no weights ({few_names(odd)}: {kinds}); {remedy}"
+        )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])

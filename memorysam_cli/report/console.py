@@ -321,7 +321,7 @@ def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> N
         encoding = stream.encoding or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     with _beside_bars():
-        what, lead, remedy = _parts(stream, text) if prefix else (text, "", "")
+        what, lead, remedy = _parts(stream, text, beside=prefix) if prefix else (text, "", "")
         if prefix and _has_color(stream):
             from rich.text import Text
 
@@ -332,13 +332,19 @@ def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> N
             stream.flush()
 
 
-def _parts(stream: TextIO, text: str) -> tuple[str, str, str]:
-    """An error or a warning for a terminal: the problem, an arrow, and the advice."""
+def _parts(stream: TextIO, text: str, *, beside: str) -> tuple[str, str, str]:
+    """An error or a warning for a terminal: the problem, an arrow, and the advice.
+
+    The advice has its own line if the terminal is too narrow for both, so that a command is not broken within a word.
+    """
     if not (stream.isatty() and _moves_cursor()):
         return text, "", ""
     what, lead, remedy = advice(text)
-    arrow = "→" if _fits(stream, "→") else "->"
-    return what, f" {arrow} {lead}" if remedy else "", remedy
+    if not remedy:
+        return text, "", ""
+    lead = f"{'→' if _fits(stream, '→') else '->'} {lead}"
+    is_long = len(f"{beside} {what} {lead}{remedy}") > _rich(stream).width
+    return what, f"\n  {lead}" if is_long else f" {lead}", remedy
 
 
 def _fits(stream: TextIO, text: str) -> bool:

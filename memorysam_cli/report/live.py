@@ -1,8 +1,8 @@
 """Progress of long work: a bar with a table of figures on an interactive terminal; plain lines everywhere else.
 
 Nothing is drawn between updates, and no thread is started (data loaders fork). The cursor is never hidden, so a killed
-run leaves the terminal unchanged. A terminal that is resized wraps its lines; the next drawing removes all of the
-wrapped rows (:class:`Painter`).
+run leaves the terminal unchanged. A terminal that is resized wraps or cuts its lines; the next drawing removes
+everything below their first character (:class:`Painter`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from memorysam_cli.text import duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group, RenderableType
+    from rich.console import Console, ConsoleDimensions, Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -42,7 +42,7 @@ BAR_COLUMNS = 24
 """Largest width of the bar; on a narrow terminal the numbers need the columns."""
 NARROW = 56
 """Columns below which no times are shown."""
-GAP = 3
+GAP, NARROW_GAP = 3, 2
 """Columns between two figures."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -189,13 +189,17 @@ class Slowdown:
             return None
         self._is_noted = True
         return (
-            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: another program uses "
-            "the machine; memorysam doctor shows more"
+            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: the machine is busy "
+            "with something else; memorysam doctor shows more"
         )
 
 
 class Painter:
     """Lines at the end of a terminal that the next ones overwrite, also after the terminal was resized.
+
+    The cursor stays at their first character. When they are resized, some terminals wrap lines again (GNOME, tmux),
+    some cut them (xterm, PuTTY, screen), and VS Code's wraps all but the line of the cursor. So the number of rows is
+    unknown, but the cursor keeps its place, and everything below it is erased.
 
     Args:
         console: of the terminal; its size is read at every drawing.
@@ -203,50 +207,47 @@ class Painter:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._columns: list[int] = []
+        self._lines: list[str] = []
         """The lines on the terminal."""
 
     @property
     def width(self) -> int:
         """Current columns of the terminal."""
+        return self._size().width
+
+    def _size(self) -> ConsoleDimensions:
+        """Current columns and rows of the terminal, which are also given to the console."""
         from rich.console import ConsoleDimensions
 
         with contextlib.suppress(OSError, ValueError):  # an exported COLUMNS does not change
             size = os.get_terminal_size(self._console.file.fileno())
             if size.columns and size.lines:
                 self._console.size = ConsoleDimensions(size.columns, size.lines)
-        return self._console.width
+        return self._console.size
 
     def show(self, drawn: RenderableType) -> None:
         """Overwrite the lines; at most as many as the terminal has rows."""
-        from rich.text import Text
-
-        erased = self._erasure()
+        erased, most = self._erasure(), max(1, self._size().height - 1)
         with self._console.capture() as capture:
             self._console.print(drawn)
-        lines = capture.get().rstrip("\n").split("\n")[: max(1, self._console.height - 1)]
-        self._write(erased + "\n".join(lines))
-        self._columns = [Text.from_ansi(line).cell_len for line in lines]
+        self._lines = capture.get().rstrip("\n").split("\n")[:most]
+        above = len(self._lines) - 1
+        self._write(erased + "\n".join(self._lines) + "\r" + f"\x1b[{above}A" * (above > 0))
 
     def clear(self) -> None:
         """Remove the lines."""
         self._write(self._erasure())
-        self._columns = []
+        self._lines = []
 
     def leave(self) -> None:
         """Leave the lines, and go to the next line."""
-        if self._columns:
-            self._write("\n")
-        self._columns = []
+        if self._lines:
+            self._write(self._erasure() + "\n".join([*self._lines, ""]))
+        self._lines = []
 
     def _erasure(self) -> str:
-        """The escape sequence that goes to the start of the first row and erases from there.
-
-        A terminal that became narrower has wrapped each line into several rows.
-        """
-        width = max(1, self.width)
-        rows = sum(max(1, -(-columns // width)) for columns in self._columns)
-        return ("\r" + f"\x1b[{rows - 1}A" * (rows > 1) + "\x1b[J") if rows else ""
+        """The escape sequence that erases the lines, from the cursor on."""
+        return "\r\x1b[J" if self._lines else ""
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
@@ -400,26 +401,34 @@ def _times(of: Progress) -> str:
 
 
 def _tables(figures: Mapping[str, str], *, width: int) -> list[Table]:
-    """Names over values, in as many rows as the width requires."""
+    """Names over values, in as many rows as the width requires; with a smaller gap if that saves a row."""
     from rich.table import Table
     from rich.text import Text
 
-    rows: list[list[tuple[str, str]]] = [[]]
-    used = 0
-    for name, value in figures.items():
-        columns = max(len(name), len(value)) + GAP
-        if rows[-1] and used + columns > width:
-            rows.append([])
-            used = 0
-        rows[-1].append((name, value))
-        used += columns
+    gap, rows = min(
+        ((gap, _rows(figures, width=width, gap=gap)) for gap in (GAP, NARROW_GAP)), key=lambda found: len(found[1])
+    )
     tables = []
     for row in rows:
-        grid = Table.grid(padding=(0, GAP, 0, 0))
+        grid = Table.grid(padding=(0, gap, 0, 0))
         grid.add_row(*(Text(name, style="dim", no_wrap=True) for name, _ in row))
         grid.add_row(*(Text(value, style="bold", no_wrap=True) for _, value in row))
         tables += [grid] if row else []
     return tables
+
+
+def _rows(figures: Mapping[str, str], *, width: int, gap: int) -> list[list[tuple[str, str]]]:
+    """Names and values in rows that fit; a value that is too long has its own row."""
+    rows: list[list[tuple[str, str]]] = [[]]
+    used = 0
+    for name, value in figures.items():
+        columns = max(len(name), len(value))
+        if rows[-1] and used + columns > width:
+            rows.append([])
+            used = 0
+        rows[-1].append((name, value))
+        used += columns + gap
+    return rows
 
 
 def sparkline(values: Sequence[float | None], *, width: int, blocks: str = BLOCKS) -> str:

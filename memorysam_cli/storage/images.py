@@ -37,7 +37,7 @@ import numpy.typing as npt
 from memorysam_cli.errors import DataError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic, headers, rasters
 from memorysam_cli.storage.headers import Header, Refused
-from memorysam_cli.text import shown, size
+from memorysam_cli.text import counted, shown, size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".npz")
 """Suffixes of image files, in lower case; upper case also matches."""
@@ -384,7 +384,7 @@ def _check_finite(array: npt.NDArray[Any]) -> None:
     first = tuple(int(i) for i in np.unravel_index(index, array.shape))
     count = array.size - int(np.count_nonzero(finite))
     value = array.flat[index]
-    raise Refused(f"{count} values are not finite, first {value} at {first}; replace them (0 for no data)")
+    raise Refused(f"{counted(count, 'value', 'is')} not finite, first {value} at {first}; replace them (0 for no data)")
 
 
 _one_at_a_time = threading.Lock()
@@ -504,7 +504,7 @@ def axes(shape: tuple[int, ...]) -> str:
     """
     if len(shape) != len("HWC") or not 0 < shape[0] < min(shape[1:]) or shape[0] > _MAX_CHANNELS:
         return ""
-    read = f"height {shape[0]}, width {shape[1]}, {shape[2]} channels"
+    read = f"height {shape[0]}, width {shape[1]}, {counted(shape[2], 'channel')}"
     return f"; {shape} is read as (H, W, C): {read}; if it is (C, H, W), save np.moveaxis(array, 0, -1)"
 
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from memorysam_cli.errors import WeightsError, raise_shortage
 from memorysam_cli.storage import atomic
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 if TYPE_CHECKING:
     import torch
@@ -347,7 +347,9 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         names = few([shown(name) for name in bad], _NAMES_SHOWN, is_counted=False)
-        raise WeightsError(f"{where}: NaN or infinity in {len(bad)} tensors ({names}); use an earlier checkpoint")
+        raise WeightsError(
+            f"{where}: NaN or infinity in {counted(len(bad), 'tensor')} ({names}); use an earlier checkpoint"
+        )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

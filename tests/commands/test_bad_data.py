@@ -212,7 +212,7 @@ PICTURES: dict[str, tuple[bytes, str]] = {
     "17 no pixels": (png(0, 10), "has no pixels"),
     "18 CMYK": (picture("CMYK", "JPEG"), "a CMYK JPEG"),
     "18 animated": (png(HEIGHT, WIDTH, extra=ANIMATION), "an animated PNG"),
-    "18 32-bit": (saved(np.zeros((HEIGHT, WIDTH), np.int32)), "holds 1 channel(s) of int32"),
+    "18 32-bit": (saved(np.zeros((HEIGHT, WIDTH), np.int32)), "holds 1 channel of int32"),
     "18 two channels": (saved(np.zeros((HEIGHT, WIDTH, 2), np.uint8)), "has 2 channels"),
     "23 beyond float32": (saved(np.full((HEIGHT, WIDTH), 1e300)), "holds values from 1e+300 to 1e+300, too large"),
     "23 objects": (saved(np.array([[{}]], object), allow_pickle=True), "contains Python objects"),
@@ -272,10 +272,10 @@ def test_row_17_odd_sizes_work(tree: Path, capsys: pytest.CaptureFixture[str], h
 @pytest.mark.parametrize(
     ("data", "note"),
     [
-        (picture("L", "PNG"), "'img' is stored in several ways (6 of uint8 in 3 channel(s), 1 of uint8 in 1 "),
-        (picture("RGBA", "PNG"), "1 of uint8 in 4 channel(s)"),
+        (picture("L", "PNG"), "'img' is stored in several ways (6 of uint8 in 3 channels, 1 of uint8 in 1 "),
+        (picture("RGBA", "PNG"), "1 of uint8 in 4 channels"),
         (picture("P", "PNG"), ""),
-        (encoded(".png", NOISE.astype(np.uint16) * 257), "1 of uint16 in 3 channel(s)"),
+        (encoded(".png", NOISE.astype(np.uint16) * 257), "1 of uint16 in 3 channels"),
         (picture("RGB", "JPEG", exif=turned()), f"{RGB} has an EXIF rotation, which is ignored"),
     ],
     ids=["grey", "RGBA", "palette", "16 bit", "EXIF"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from memorysam_cli.engine.train.tracking import TRACKERS
+from memorysam_cli.model import CARD
 from memorysam_cli.recipe import LossSettings
 from memorysam_cli.recipe.reading import LIGHT, settings_of
 from memorysam_cli.registry import LOSSES
@@ -36,6 +39,13 @@ NO_WEIGHTS = ("text", "bare.safetensors")
 """Files that are there: no safetensors, and one without a card."""
 NO_FOLDER = ("text", "text/below")
 """Where no folder can be made: a file, and below one."""
+CARDS: dict[str, dict[str, object]] = {
+    "merged": {}, "frozen": {"encoder": "frozen"}, "fused": {"fusion": "two_pass"}, "dora": {"lora": {"dora": True}},
+}  # fmt: skip
+"""Weights whose card alone says that some layouts cannot hold them → what the recipe's section ``model`` says."""
+NO_LAYOUT = {
+    "reference": ("merged", "frozen", "fused", "dora"), "peft": ("merged", "frozen"), "merged": ("fused",),
+}  # fmt: skip
 LINES = {
     "prepare synthetic": {"prepare synthetic out --layout nosuch": 2, "prepare synthetic out --scenes none": 2},
     "prepare folder": {"prepare folder nosuch": 3, "prepare folder data -m rgb=nosuch/*.png": 3},
@@ -58,7 +68,7 @@ LINES = {
         "plan -r tiny.yaml --timeout x": 2, "plan -r tiny.yaml -d data --modalities 3": 2,
         "plan -r tiny.yaml -d empty": 2,
         "plan -r tiny.yaml -d data --set data.modalities=[nosuch]": 3, "plan -d empty": 2,
-        "plan -r tiny.yaml -d data --set data.selection_split=nosuch": 3,
+        "plan -r tiny.yaml -d data --set data.selection_split=nosuch": 3, "plan -r tiny.yaml --device cuda": 6,
     },
     "train": {
         "train -r nosuch": 2, "train -r tiny.yaml -d nosuch": 3, "train -r tiny.yaml -d empty": 3,
@@ -75,6 +85,8 @@ LINES = {
         "train -r tiny.yaml -d data --set data.modalities=[nosuch]": 3,
         "train -r tiny.yaml -d data --set data.train_split=nosuch": 3,
         "train -r tiny.yaml -d data --set data.selection_split=nosuch": 3,
+        "train -r tiny.yaml -d data --device cuda": 6, "train -r tiny.yaml -d data --precision tf32": 2,
+        **{f"without-{name} train -r tiny.yaml -d data --track {name}": 2 for name in TRACKERS},
     },
     "watch": {"watch nosuch": 2, "watch": 2, "watch empty": 2, "watch text": 2},
     "evaluate": {
@@ -86,6 +98,7 @@ LINES = {
         **{f"evaluate {ON} --out {path}": 6 for path in NO_FOLDER},
         f"evaluate {ON} --out taken": 2, "evaluate -w w.safetensors -d empty": 3,
         "evaluate -w other.safetensors -d data": 5,
+        f"evaluate {ON} --device cuda:1": 6, f"evaluate {ON} --precision fp16": 2,
     },
     "predict": {
         "predict": 5, "predict nosuch -w w.safetensors": 3, "predict data -w nosuch.safetensors": 5,
@@ -111,13 +124,19 @@ LINES = {
         f"{RASTER} --out out.tif --bands img": 2,
         f"{RASTER} --out out.png": 2, f"{RASTER} --out empty": 2, f"{RASTER} --out scene.tif -m img": 2,
         f"{RASTER} --color": 2,
+        f"{AT} --device cuda": 6, f"{AT} --precision fp16": 2, f"{AT} --device cpu --precision tf32": 2,
+        f"without-ray {AT} --engine ray": 2, f"{AT} --engine ray --shard 0/2": 2, f"{AT} --engine ray --device mps": 2,
+        f"{AT} --out begun": 2, f"{AT} --out shards": 2, f"{AT} --out shards --shard 0/2": 2,
+        f"{AT} --out done --resume": 2, "predict empty -w w.safetensors --follow --shard 0/2": 2,
+        "predict empty -w w.safetensors --follow --out begun": 2,
+        f"without-geo {RASTER} --out out.tif -m img": 2, f"{RASTER} --out out.tif -m img --device cuda": 6,
         f"{RASTER} --out out.tif -m nosuch": 2, f"{RASTER} --out text/below.tif -m img": 6,
     },
     "report": {
         "report nosuch": 2, "report": 2, "report empty": 2, "report data": 2, "report text": 2, "report taken empty": 2,
     },
     "demo": {
-        "demo --device gpu": 2, "demo --set train.epochs=x": 2, "demo --scenes 3": 2,
+        "demo --device gpu": 2, "demo --device cuda": 6, "demo --set train.epochs=x": 2, "demo --scenes 3": 2,
         **{f"demo --out {path}": 6 for path in NO_FOLDER},
     },
     "recipes list": {"recipes list --nosuch": 2},
@@ -141,6 +160,13 @@ LINES = {
         "weights import text --out out.safetensors --recipe nosuch.yaml": 2,
         "weights import text --out out.safetensors -m img,": 2, "weights import w.safetensors --out w.safetensors": 2,
         "weights import text --out text/below.safetensors": 6,
+        "weights import w.safetensors --out out.safetensors": 5,
+        "weights import text --out out.safetensors --recipe deliver -m nosuch": 2,
+        "weights import text --out out.safetensors -m nosuch": 2,
+        "weights import RGBD.pth --out out.safetensors -m img,lidar": 2,
+        "weights import text --out out.safetensors --recipe tiny.yaml -d empty": 3,
+        "weights import text --out out.safetensors --recipe tiny.yaml -d data -m depth,nosuch": 2,
+        "weights import text --out out.safetensors --recipe deliver -d data": 3,
     },
     "weights export": {
         "weights export nosuch --format peft --out out": 5,
@@ -151,6 +177,11 @@ LINES = {
         "weights export w.safetensors --format peft --out taken": 2,
         "weights export w.safetensors --format peft --out text/below": 6,
         **{f"weights export {file} --format peft --out out": 5 for file in NO_WEIGHTS},
+        **{
+            f"weights export {name}.safetensors --format {form} --out {'out' if form == 'peft' else 'out.pth'}": 5
+            for form, names in NO_LAYOUT.items()
+            for name in names
+        },
     },
     "weights fetch": {"weights fetch": 2, "weights fetch nosuch": 2},
     "weights push": {"weights push alice/demo nosuch": 5, "weights push no-owner w.safetensors": 2,
@@ -158,7 +189,7 @@ LINES = {
     },
     "export": {
         "export nosuch --format onnx": 5, "export w.safetensors --format onnx --out out.pt2": 2,
-        "export w.safetensors --format onnx --size 33": 2,
+        "export w.safetensors --format onnx --size 33": 2, "without-onnx export w.safetensors --format onnx": 2,
         **{f"export {file} --format onnx": 5 for file in NO_WEIGHTS},
         "export w.safetensors --format onnx -m nosuch": 2, "export w.safetensors --format onnx --dynamic x": 2,
         "export w.safetensors --format torch-export --half": 2,
@@ -171,7 +202,7 @@ LINES = {
     "bench": {
         "bench --backbone nosuch": 2, "bench --size 100": 2, "bench --device gpu": 2,
         "bench --mode predict --saver on": 2, "bench --classes 1": 2, "bench --mode nosuch": 2,
-        "bench --mode data --against plain": 2,
+        "bench --mode data --against plain": 2, "bench --device cuda": 6, "bench --precision fp16": 2,
     },
     "doctor": {"doctor --nosuch": 2},
 }  # fmt: skip
@@ -190,6 +221,22 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(folder / "other.safetensors", info.model_copy(update={"classes": (*CLASSES[:-1], "lamp")}))
     (folder / "taken").mkdir()
     (folder / "taken" / "metrics.json").write_text("{}")
+    (folder / "RGBD.pth").write_text("a name, and no weights")
+    card = json.loads(tensors.read_metadata(folder / "w.safetensors")[CARD])
+    for name, model in CARDS.items():
+        recipe = card["recipe"] | {"model": card["recipe"]["model"] | model}
+        changed = card | {"recipe": recipe, "kind": "merged" if name == "merged" else card["kind"]}
+        tensors.write(folder / f"{name}.safetensors", {"x": torch.zeros(1)}, {CARD: json.dumps(changed)})
+    for name, parts in (("begun", 1), ("shards", 3)):
+        whole = folder / name / ".parts" / f"0-of-{parts}"
+        whole.mkdir(parents=True)
+        (whole / "predictions.jsonl").write_text('{"id": "a", "status": "done"}\n')
+        note = {"schema_version": 1, "parts": parts, "marks": {}, "ready": True}
+        (whole.parent / "job.json").write_text(json.dumps(note))
+    (folder / "done").mkdir()
+    (folder / "done" / "predictions.jsonl").write_text("")
+    report = {"done": 0, "scenes": 0, "failed": 0, "ledger": "", "modalities": [], "trees": {}}
+    (folder / "done" / "_SUCCESS.json").write_text(json.dumps(report))
     (folder / "run").mkdir()
     (folder / "run" / "recipe.yaml").write_text(RECIPE)
     write_geotiff(folder / "scene.tif", noise(4, 64, 64))

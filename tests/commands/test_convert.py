@@ -190,7 +190,11 @@ def test_classes_go_by_the_order_of_ids_and_later_annotations_cover_earlier_ones
     answer = json.loads(ended.out)
     assert answer["classes"] == ["road", "car"] and answer["pixels"] == {"known": 8, "unknown": 8, "overlapping": 4}
     said = "\n".join(answer["warnings"])
-    assert "1 annotations, or parts" in said and "4 pixels are in annotations of two" in said and "50 % of the" in said
+    assert (
+        "1 annotation (whole or in part) without an area" in said
+        and "4 pixels are in annotations of two" in said
+        and "50 % of the" in said
+    )
 
 
 def test_classes_and_background_as_the_user_has_them(memorysam: Program) -> None:

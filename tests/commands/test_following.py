@@ -171,7 +171,7 @@ def test_a_restart_does_nothing_twice_and_goes_on(
     Path("rig/img/001.png").write_bytes(Path("all/img/003.png").read_bytes())
     Path("rig/depth/001.png").write_bytes(Path("all/depth/003.png").read_bytes())
     ended = follow([nothing] * 4)
-    assert "1 scenes whose inputs have changed" in ended.err and ended.code == 130
+    assert "1 scene is done again: inputs have changed" in ended.err and ended.code == 130
     assert ended.out.splitlines()[:2] == ["masks/masks/001.png", "masks/masks/003.png"]
     assert ids() == ["001", "002", "003", "000"], "those that are gone come last"
     one, three = (Path(f"masks/masks/{name}.png").read_bytes() for name in ("001", "003"))
@@ -233,7 +233,7 @@ def test_a_file_that_grows_is_waited_for(follow: Callable[..., Ended]) -> None:
     cut = [send(0, "depth"), send(0, "img", cut=0), *[nothing] * 5, send(0, "img", cut=90), nothing, send(0, "img")]
     ended = follow([*cut, nothing])  # whole for one second of the two
     assert ended.code == 130 and ended.out == ""
-    assert "1 scenes had not arrived whole, and are not segmented: 000" in ended.err
+    assert "1 scene was not whole at the end and not segmented: 000" in ended.err
     assert not Path("masks/_SUCCESS.json").exists()
     assert follow([nothing, nothing, nothing]).out.splitlines()[0] == "masks/masks/000.png"
 

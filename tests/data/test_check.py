@@ -124,7 +124,7 @@ def test_damaged_files_and_odd_dtypes_are_problems(listed: Manifest) -> None:
     (listed.root / "x.npy").rename(listed.root / listed.scenes[1].files["lidar"][0])
     problems = {problem.kind: problem.first[0] for problem in check(listed).problems}
     assert set(problems) == {"unreadable", "dtype"}
-    assert "holds 1 channel(s) of int64" in problems["dtype"]
+    assert "holds 1 channel of int64" in problems["dtype"]
 
 
 def test_mixed_dtypes_and_alpha_are_worth_a_warning(listed: Manifest) -> None:
@@ -136,7 +136,7 @@ def test_mixed_dtypes_and_alpha_are_worth_a_warning(listed: Manifest) -> None:
     report = check(listed)
     assert report.problems == ()
     assert report.warnings == (
-        "'depth' is stored in several ways (8 of uint8 in 3 channel(s), 1 of uint16 in 3 channel(s)); each is scaled "
+        "'depth' is stored in several ways (8 of uint8 in 3 channels, 1 of uint16 in 3 channels); each is scaled "
         "by its own dtype",
         "'lidar' has an alpha channel, which is dropped",
         "'lidar' contains only 0",
@@ -352,7 +352,7 @@ def test_one_picture_under_two_names_in_two_splits_is_worth_a_warning(listed: Ma
     report = check(listed)
     assert report.problems == ()
     assert report.warnings == (
-        f"1 pictures ('img') occur in more than one split, such as {train.id} (train) and {val.id} (val)",
+        f"1 picture of 'img' in more than one split, such as {train.id} (train) and {val.id} (val)",
     )
 
 

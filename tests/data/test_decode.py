@@ -114,7 +114,7 @@ def test_a_channel_that_is_not_there_is_refused(
     tmp_path: Path, stored: tuple[int, ...], channels: tuple[int, ...]
 ) -> None:
     np.save(tmp_path / "a.npy", np.zeros(stored, np.float32))
-    with pytest.raises(DataError, match=r"a\.npy: has \d channel\(s\), but 'ms' takes"):
+    with pytest.raises(DataError, match=r"a\.npy: has \d channels?, but 'ms' takes"):
         decode.read_modality([tmp_path / "a.npy"], declared(*channels))
 
 

@@ -294,8 +294,12 @@ def test_several_prepared_data_sets_are_told_apart(prepared: Manifest) -> None:
     manifests.write(prepared.root, other, prepared.scenes[:3])
     assert len(discover(prepared.root, modalities=ALL, dataset="synthetic").scenes) == 3
     assert len(discover(prepared.root, modalities=ALL, dataset="deliver").scenes) == 9
-    with pytest.raises(DataError, match="holds deliver, synthetic, but not the weights' 'mcubes'"):
+    with pytest.raises(DataError, match="2 data sets are prepared there, and none is the weights' 'mcubes'") as caught:
         discover(prepared.root, modalities=ALL, dataset="mcubes")
+    for place, count in (("deliver", 9), ("synthetic", 3)):  # each place that is named can be given
+        folder = prepared.root / "memorysam" / place
+        assert str(folder) in str(caught.value)
+        assert len(discover(folder, modalities=ALL, dataset="mcubes").scenes) == count
 
 
 def test_scenes_of_another_data_set_than_the_weights_are_noted(prepared: Manifest) -> None:

@@ -102,6 +102,8 @@ def test_an_edited_manifest_can_be_read_unsigned_and_signed_anew(prepared: Manif
         ({"label": "../secret.png"}, "not a path below the data root"),
         ({"label": "/etc/passwd"}, "not a path below the data root"),
         ({"id": "a//b"}, "not a path below the data root"),
+        ({"id": f"val/{'é' * 126}"}, "has a name of 256 bytes with the .png of its outputs, and file systems take 255"),
+        ({"label": f"{'b' * 256}/x.png"}, f"label: '{'b' * 62}…' has a name of 256 bytes, and file systems take 255"),
         ({"files": {"img": ["a.png"]}}, "has no 'depth'"),
         (
             {"files": {name: ["C:/a.png"] for name in ("img", "depth", "event", "lidar")}},
@@ -120,6 +122,12 @@ def test_an_edited_line_that_is_no_scene_is_refused_with_its_number(
         with pytest.raises(DataError, match=r"scenes\.jsonl:2: ") as caught:
             read(prepared.root, "deliver")
         assert reason in str(caught.value)
+
+
+def test_a_scene_may_be_called_as_long_as_its_mask_can_be(prepared: Manifest) -> None:
+    edit(prepared, id=f"val/{'a' * 251}/{'é' * 125}")  # 250 bytes, and .png
+    sign(prepared)
+    assert manifests.read(prepared.root, "deliver").scenes[1].id.endswith("é")
 
 
 def test_a_broken_last_line_is_refused_though_it_is_signed(prepared: Manifest) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.data import preparation
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, UsageError
 
 from ..engine.stand_ins import write_data
 from .trees import VARIANTS, write_tree
@@ -37,6 +37,17 @@ def test_of_several_one_must_be_named(tmp_path: Path) -> None:
     write_data(tmp_path)
     (tmp_path / "memorysam" / "tiny").rename(tmp_path / "memorysam" / "other")
     write_data(tmp_path)
-    with pytest.raises(DataError, match="2 data sets are prepared there; name one with --dataset: other, tiny"):
+    line = f"memorysam check {tmp_path} --dataset other"
+    with pytest.raises(UsageError, match=rf"2 data sets are prepared there; type: {line} \(or --dataset tiny\)"):
         preparation.find_target(tmp_path)
     assert preparation.find_target(tmp_path, dataset="tiny").info.name == "tiny"
+
+
+def test_the_folder_that_prepare_prints_names_its_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data(tmp_path).root
+    place = root / "memorysam" / "tiny"
+    assert preparation.find_target(place) == preparation.find_target(root, dataset="tiny")
+    with pytest.raises(DataError, match="no data set 'other' is prepared there"):
+        preparation.find_target(place, dataset="other")
+    monkeypatch.chdir(place)
+    assert preparation.find_target(Path()).root == root

@@ -114,9 +114,9 @@ def test_two_processes_have_the_prototypes_of_one(variant: str, found: dict[str,
     assert_same(found["spmm"][variant], wanted)
 
 
-@pytest.mark.parametrize("manner", ["whole", "accumulated"])
-def test_two_processes_learn_what_one_does(manner: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
-    assert_same(found[manner], whole)
+@pytest.mark.parametrize("mode", ["whole", "accumulated"])
+def test_two_processes_learn_what_one_does(mode: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
+    assert_same(found[mode], whole)
 
 
 def test_two_processes_learn_what_one_does_of_subsets_and_of_each_sensor(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from memorysam_cli.engine import processes, runtime
+from memorysam_cli.engine import processes, runtime, surroundings
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 CPU = torch.device("cpu")
@@ -112,3 +116,49 @@ def test_a_macs_own_random_numbers_are_kept_too(monkeypatch: pytest.MonkeyPatch)
     assert len(place) == 1
     runtime.set_rng_state(states, mps)
     assert len(place) == 2 and torch.equal(place[1], place[0])
+
+
+@pytest.mark.parametrize(
+    ("platform", "driver", "kinds"),
+    [
+        ("linux", "libc.so.6", {"cuda"}),  # any library that opens
+        ("linux", "libnosuch.so", set()),
+        ("darwin", "libc.so.6", {"mps"}),
+        ("win32", "libnosuch.so", {"cuda"}),  # where nobody looks torch must be asked
+    ],
+)
+def test_only_a_device_without_its_driver_is_ruled_out_unasked(
+    platform: str, driver: str, kinds: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(surroundings, "_CUDA_DRIVER", driver)
+    monkeypatch.setattr(surroundings, "_ROCM", ())
+    monkeypatch.setattr(surroundings, "may_have", surroundings.may_have.__wrapped__)
+    for kind in ("cpu", "cuda", "mps"):
+        assert surroundings.may_have(kind) == (kind == "cpu" or kind in kinds)
+        surroundings.refuse_absent_device("cpu")
+    if not kinds:
+        with pytest.raises(EnvironmentFault, match=r"--device cuda: this machine has 0 cuda devices that PyTorch \d"):
+            surroundings.refuse_device("cuda")
+        with pytest.raises(UsageError, match="fp16 needs a GPU"):
+            surroundings.refuse_device("auto", precision="fp16")
+    else:
+        surroundings.refuse_device("auto", precision="fp16")
+
+
+def test_amds_devices_are_called_cuda_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(surroundings, "_CUDA_DRIVER", "libnosuch.so")
+    monkeypatch.setattr(surroundings, "_ROCM", (tmp_path,))
+    assert surroundings.may_have.__wrapped__("cuda")
+
+
+def test_torchs_version_is_read_from_its_file_as_torch_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = str(torch.__version__)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert surroundings.torch_version() == said and "torch" not in sys.modules
+
+
+def test_extras_are_those_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(surroundings.EXTRAS) == set(project["optional-dependencies"]) - {"docs", "dev"}

@@ -195,7 +195,7 @@ CASES = [
     prepared(18, "CMYK", put(RGB, picture("CMYK", "JPEG")), RGB, "a CMYK JPEG"),
     *predicted(18, "animated", photo("rgb.png", png(41, 57, extra=ANIMATION)), "an animated PNG", where="rgb.png"),
     prepared(18, "grey and turned", put(RGB, picture("L", "JPEG", exif=turned())), "EXIF rotation", code=0),
-    prepared(18, "with alpha", put(RGB, picture("RGBA", "PNG")), "4 channel(s)", code=0),
+    prepared(18, "with alpha", put(RGB, picture("RGBA", "PNG")), "4 channels", code=0),
     prepared(19, "300", put(LABEL, saved(np.full((36, 44), 300, np.int32))), f"{LABEL}: {LEGAL}"),
     evaluated(19, "the number of classes", wrong_value, VALIDATED, "value 4 in 2 pixels", "(row 4, column 5)", "0..3"),
     prepared(20, "color", put(LABEL, encoded(".png", cv2.resize(NOISE, (44, 36)))), LABEL, "one channel, lossless"),

@@ -54,7 +54,7 @@ BASES: dict[str, tuple[Callable[[State], State], str]] = {
     "the decoder's fresh parts alone": (only(lambda name: "mask_tokens" in name), "0 of 287"),
     "another variant": (lambda _: published("sam2-hiera-tiny"), "this looks like sam2-hiera-tiny"),
     "whole numbers": (lambda s: s | {MLP: s[MLP].long()}, "torch.int64, not torch.float32"),
-    "infinity": (lambda s: s | {MLP: s[MLP] / 0}, "NaN or infinity in 1 tensors"),
+    "infinity": (lambda s: s | {MLP: s[MLP] / 0}, "NaN or infinity in 1 tensor"),
     "with LoRA": (plus(**{"image_encoder.x.linear_a_q.weight": torch.ones(4, 4)}), "memorysam weights import"),
     "something else": (lambda _: {"fc.weight": torch.ones(3)}, "it does not look like any of SAM 2's"),
 }
@@ -130,7 +130,7 @@ TRAINED: dict[str, tuple[Trained, str]] = {
     "one tensor is extra": (lambda s, _: s.update(x=torch.zeros(1)), "1 unknown (x)"),
     "transposed": (lambda s, _: s.update({NEXT: s[NEXT].T}), "1 of another shape"),
     "whole numbers": (lambda s, _: s.update({NEXT: s[NEXT].short()}), "torch.int16, not torch.float32"),
-    "NaN": (lambda s, _: s.update({NEXT: s[NEXT] * float("nan")}), "NaN or infinity in 1 tensors"),
+    "NaN": (lambda s, _: s.update({NEXT: s[NEXT] * float("nan")}), "NaN or infinity in 1 tensor"),
     "LoRA of another rank": (lambda s, _: s.update({LORA: torch.ones(7, 32)}), "is (7, 32), not (4, 32)"),
     "no LoRA": (lambda s, _: [s.pop(name) for name in list(s) if ".lora_" in name], "missing (sam.image_encoder"),
     "LoRA on another base": (other("base", "sha256", to="0" * 64), "was trained on base weights with SHA-256 000000"),

@@ -160,6 +160,7 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
     [
         ("a.png: is empty", "a.png: is empty"),
         ("a.png: is empty; get the file again", "a.png: is empty → try: get the file again"),
+        ("out: does not exist; create it", "out: does not exist → try: create it"),
         ("x: is empty; 3 more; get it again; or drop it", "x: is empty; 3 more → try: get it again; or drop it"),
         ("unknown key 'lrr'; did you mean 'lr'? (known: lr)", "unknown key 'lrr' → did you mean 'lr'? (known: lr)"),
         ("SIGINT: saved; continue with: memorysam x", "SIGINT: saved → continue with: memorysam x"),
@@ -167,6 +168,8 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
         ("a is there; it was written by another", "a is there; it was written by another"),
         ("out: is not empty; --resume auto continues", "out: is not empty → try: --resume auto continues"),
         ("fp16: is for GPUs; on the CPU use fp32", "fp16: is for GPUs → try: on the CPU use fp32"),
+        ("cuda: is not there; try --device auto", "cuda: is not there → try --device auto"),
+        ("data: holds two; type: memorysam check", "data: holds two → type: memorysam check"),
         ("use it", "use it"),
     ],
 )  # fmt: skip
@@ -188,6 +191,23 @@ def test_on_a_terminal_what_to_do_stands_out_and_in_a_pipe_it_is_one_sentence(
     monkeypatch.delenv("NO_COLOR")
     say(message)
     assert ("\x1b[1;36m → " in terminal.getvalue()) == ("→" in shown)
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_what_to_do_stands_below_where_a_terminal_is_too_narrow(color: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched_stderr(monkeypatch)
+    console.setup(verbosity=console.NORMAL, color=color)
+    monkeypatch.setenv("COLUMNS", "59")
+    for name in ("a", "abc"):  # 57 and 59 columns
+        console.error(f"{name}.png: is empty; get it again", code=3)
+    console.error("abcd.png: is empty; get it again", code=3)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue()).splitlines()
+    assert shown == [
+        "memorysam: error [3]: a.png: is empty → try: get it again",
+        "memorysam: error [3]: abc.png: is empty → try: get it again",
+        "memorysam: error [3]: abcd.png: is empty",
+        "  → try: get it again",
+    ]
 
 
 def test_warnings_of_libraries_are_details(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

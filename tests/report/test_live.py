@@ -22,17 +22,27 @@ class Terminal(io.StringIO):
 
 
 class Screen(io.StringIO):
-    """A terminal that wraps its lines anew when it is resized, as most do; understands what the table writes."""
+    """A terminal that understands what the table writes, and is resized in one of three ways.
+
+    ``wraps``: lines are wrapped anew (GNOME's, tmux); ``cuts``: they lose their ends (xterm, PuTTY, screen); ``keeps``:
+    they are wrapped, but that of the cursor is cut (VS Code's).
+    """
 
     encoding = "utf-8"  # type: ignore[assignment]
-    columns = 80
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, columns: int) -> None:
         super().__init__()
-        self.lines = [""]
+        self.kind, self.columns = kind, columns
+        self.lines, self.at = [""], 0
 
     def isatty(self) -> bool:
         return True
+
+    def resize(self, columns: int) -> None:
+        self.columns = columns
+        for index, line in enumerate(self.lines):
+            if self.kind == "cuts" or (self.kind == "keeps" and index == self.at):
+                self.lines[index] = line[:columns]
 
     def rows(self) -> list[str]:
         """What is seen: each line in as many rows as it needs."""
@@ -43,16 +53,20 @@ class Screen(io.StringIO):
         ]
 
     def write(self, text: str) -> int:
-        for part in re.split(r"(\r(?:\x1b\[\d+A)?\x1b\[J)", text):
-            if part.startswith("\r"):
+        for part in re.split(r"(\r\x1b\[J|\r(?:\x1b\[\d+A)?)", text):
+            if part == "\r\x1b[J":
+                self.lines[self.at :] = [""]
+            elif part.startswith("\r"):
                 up = int((re.findall(r"\d+", part) or ["0"])[0])
-                kept = self.rows()[: -1 - up]
-                # Rows of one line that lost its end stay one line, which the next words would go on with.
-                self.lines = [*kept, ""]
-            else:
+                # Up it goes in rows: what was just drawn must not be wrapped.
+                assert all(len(line) <= self.columns for line in self.lines[self.at - up :])
+                self.at -= up
+            elif part:
                 first, *more = re.sub(r"\x1b\[[\d;]*m", "", part).split("\n")
+                assert self.at == len(self.lines) - 1, "written over what stands there"
                 self.lines[-1] += first
                 self.lines += more
+                self.at = len(self.lines) - 1
         return len(text)
 
 
@@ -156,29 +170,52 @@ def test_without_color_the_table_is_still_drawn(terminal: Terminal, monkeypatch:
     assert "50 % (1 of 2)" in text and "\x1b[2A" in text and "\x1b[3" not in text
 
 
-@pytest.mark.parametrize("widths", [(80, 40, 40), (140, 60, 30), (30, 140, 80), (80, 25, 12)])
-def test_a_table_survives_a_terminal_that_is_resized(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen()
-    screen.columns = widths[0]
+@pytest.mark.parametrize("kind", ["wraps", "cuts", "keeps"])
+@pytest.mark.parametrize("widths", [(80, 60, 120), (80, 40, 40), (140, 60, 30), (30, 140, 80), (80, 25, 12)])
+def test_a_table_survives_a_terminal_that_is_resized(
+    widths: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen(kind, widths[0])
     monkeypatch.setattr(live, "PAUSE_S", -1)
     console = Console(file=screen, force_terminal=True, width=widths[0], height=50, _environ={"TERM": "xterm"})
-    screen.write("$ memorysam train\n")
+    screen.write("$ train\nrun  runs/a\n")
     with LiveTable(200, "train", line=lambda _: None, console=console) as table:
         for step, columns in enumerate(widths):
-            screen.columns = columns
+            screen.resize(columns)
             console.size = ConsoleDimensions(columns, 50)
             table.advance(1, figures=FIGURES | {"step": f"{step}"})
             rows = screen.rows()
-            assert rows[0] == "$ memorysam train"[:columns] and sum("loss" in row for row in rows) == 1
-            assert sum("train" in row for row in rows) == 2 or columns < 20, rows
+            assert rows[:2] == ["$ train", "run  runs/a"] and sum("loss" in row for row in rows) == 1
+            assert sum("train" in row for row in rows) == 2, rows
         with table.lifted():
             screen.write("a note\n")
-    assert screen.lines == ["$ memorysam train", "a note", ""] or min(widths) < 17
+    assert screen.lines == ["$ train", "run  runs/a", "a note", ""]
+
+
+def test_what_is_left_stands_above_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen("cuts", 80)
+    painter = live.Painter(Console(file=screen, force_terminal=True, width=80, height=50, _environ={"TERM": "xterm"}))
+    painter.show("one\ntwo")
+    screen.resize(40)
+    painter.leave()
+    screen.write("$ ")
+    assert screen.lines == ["one", "two", "$ "]
+
+
+def test_figures_come_nearer_where_that_saves_a_row() -> None:
+    """A training's usual ones are 81 columns wide with three between two of them, and 73 with two."""
+    figures = {
+        "epoch": "2/12", "step": "5", "loss": "3.980", "spmm": "0.0036", "prefix": "2.1441", "lr": "2.92e-03",
+        "scenes/s": "2.01", "memory": "0.7 GB", "best mIoU": "–",
+    }  # fmt: skip
+    assert drawn(81, figures)[1].startswith("epoch   step   loss    spmm") and len(drawn(81, figures)) == 3
+    assert drawn(80, figures)[1].startswith("epoch  step  loss   spmm") and len(drawn(80, figures)) == 3
+    assert len(drawn(73, figures)) == 3 and len(drawn(72, figures)) == 5
 
 
 def test_a_table_is_no_taller_than_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing moves the cursor above the first row: what has left the screen could not be taken away."""
-    screen = Screen()
+    screen = Screen("wraps", 30)
     monkeypatch.setattr(live, "PAUSE_S", -1)
     console = Console(file=screen, force_terminal=True, width=30, height=4, _environ={"TERM": "xterm"})
     with LiveTable(200, "train", line=lambda _: None, console=console) as table:
@@ -198,5 +235,5 @@ def test_scenes_that_become_ten_times_slower_are_noted_once(
         for seconds in [60.0] + [0.5] * 40 + [16.0] * 10:  # the first one loads
             now[0] += seconds
             shown.advance()
-    note = "0.062 scenes/s, less than a tenth of this run's best 2: another program uses the machine"
+    note = "0.062 scenes/s, less than a tenth of this run's best 2: the machine is busy with something else"
     assert terminal.getvalue().count(note) == is_steady

@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "several pages",
     ),
     "rotated tiff": (pillow(COLOR, "TIFF", tiffinfo={274: 6}), "rotation"),
-    "nan": (numpy_file(with_nan(np.nan)), r"1 values are not finite, first nan at \(3, 5\)"),
+    "nan": (numpy_file(with_nan(np.nan)), r"1 value is not finite, first nan at \(3, 5\)"),
     "inf": (numpy_archive(with_nan(np.inf)), r"first inf at \(3, 5\)"),
     "nan tiff": (pillow(with_nan(np.nan), "TIFF"), r"first nan at \(3, 5\)"),
     "objects": (OBJECTS.getvalue(), "Python objects"),

@@ -92,11 +92,11 @@ def test_values_that_are_not_finite_are_named_and_neither_written_nor_read(
     tensors.write(tmp_path / "x", some(), {})
     before = (tmp_path / "x").read_bytes()
     bad = some() | {"layer.1.weight": torch.tensor([1.0, value], dtype=dtype)}
-    with pytest.raises(WeightsError, match=r"x: NaN or infinity in 1 tensors \(layer\.1\.weight\)"):
+    with pytest.raises(WeightsError, match=r"x: NaN or infinity in 1 tensor \(layer\.1\.weight\)"):
         tensors.write(tmp_path / "x", bad, {})
     assert (tmp_path / "x").read_bytes() == before
     safetensors.torch.save_file(bad, tmp_path / "y")
-    with pytest.raises(WeightsError, match=r"y: NaN or infinity in 1 tensors \(layer\.1\.weight\)"):
+    with pytest.raises(WeightsError, match=r"y: NaN or infinity in 1 tensor \(layer\.1\.weight\)"):
         tensors.read(tmp_path / "y")
 
 

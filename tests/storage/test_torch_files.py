@@ -139,7 +139,7 @@ def test_anything_but_named_finite_tensors_is_refused_by_name(name: str, tmp_pat
 
 def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
     save({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "x.pt")
-    with pytest.raises(WeightsError, match=r"x.pt: NaN or infinity in 1 tensors \(a\)"):
+    with pytest.raises(WeightsError, match=r"x.pt: NaN or infinity in 1 tensor \(a\)"):
         read_torch(tmp_path / "x.pt")
 
 
@@ -341,7 +341,7 @@ def test_views_and_shared_tensors_are_written_without_what_lies_around_them(tmp_
 
 
 def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"NaN or infinity in 1 tensors \(a\)"):
+    with pytest.raises(WeightsError, match=r"NaN or infinity in 1 tensor \(a\)"):
         write_torch(tmp_path / "x.pth", {"a": torch.tensor([float("inf")])})
     assert list(tmp_path.iterdir()) == []
 

@@ -19,7 +19,7 @@ from memorysam_cli.data.own.classes import ClassList, safe_palette
 from memorysam_cli.dataset import IGNORE, Color
 from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.storage import documents, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 ClassMap = npt.NDArray[np.uint8]
 """(H, W): classes from 0, and 255 for none."""
@@ -151,7 +151,7 @@ def class_list(names: Sequence[str], colors: Sequence[Color | None], *, at: str)
     if twice is not None:
         raise DataError(f"{at}: two classes are named '{shown(twice)}'; rename one of them")
     if not 0 < len(names) <= IGNORE or not all(name.strip() for name in names):
-        raise DataError(f"{at}: {len(names)} classes; from 1 to {IGNORE} are possible, each with a name")
+        raise DataError(f"{at}: {counted(len(names), 'class')}; from 1 to {IGNORE} are possible, each with a name")
     given = [color for color in colors if color is not None]
     has_colors = len(set(given)) == len(names)
     palette = tuple(given) if has_colors else safe_palette(len(names))
@@ -182,7 +182,7 @@ def painted(size: Size, regions: Iterable[tuple[int, Mask]], tally: Tally) -> Cl
 
 def note_on_unread(count: int) -> tuple[str, ...]:
     """A line on annotations without pixels, if there are any."""
-    line = f"{count} annotations, or parts of them, are no areas (boxes, points, lines, …) and are passed over"
+    line = f"{counted(count, 'annotation')} (whole or in part) without an area (boxes, points, lines, …) passed over"
     return (line,) if count else ()
 
 

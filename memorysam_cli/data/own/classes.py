@@ -22,7 +22,7 @@ from memorysam_cli.data import decode
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, LabelRule
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 _LEVELS = 9
 """Steps of red, green and blue, from which colors are chosen."""
@@ -84,7 +84,7 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     """
     rows = _rows_of_json(path) if path.suffix.lower() == ".json" else _rows(path)
     if not 0 < len(rows) <= IGNORE:
-        raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
+        raise UsageError(f"{path}: {counted(len(rows), 'class')}; from 1 to {IGNORE} are possible, one per line")
     values, names, colors = zip(*rows, strict=True)
     for what, items in (("name", names), ("color", colors), ("value", values)):
         given = [item for item in items if item is not None]
@@ -218,7 +218,9 @@ def _row_of_columns(line: str, columns: Sequence[str], *, where: str) -> Row:
     cells, place = _cells(line), columns.index("name")
     more = len(cells) - len(columns)
     if more < 0:
-        raise UsageError(f"{where}: {len(cells)} cells, but the header line has {len(columns)}; give each line as many")
+        raise UsageError(
+            f"{where}: {counted(len(cells), 'cell')}, but the header line has {len(columns)}; give each line as many"
+        )
     cells[place : place + more + 1] = [" ".join(cells[place : place + more + 1])]
     row = dict(zip(columns, cells, strict=True))
     value = row.get("value")

@@ -19,7 +19,7 @@ from memorysam_cli.dataset import Layout
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 """Of times, in nanoseconds."""
@@ -160,14 +160,16 @@ def pair_by_time(
         alone = len(matches[role]) - len(pairs)
         name = role.lstrip("-")
         notes.append(
-            f"'{name}' pairs by time with '{first}': {len(pairs)} pairs within {span(tolerance)}; without a partner: "
-            f"{len(matches[first]) - len(pairs)} of '{first}', {alone} of '{name}'"
+            f"'{name}' pairs by time with '{first}': {counted(len(pairs), 'pair')} within {span(tolerance)}; "
+            f"without a partner: {len(matches[first]) - len(pairs)} of '{first}', {alone} of '{name}'"
         )
     kept = [row for row in rows.values() if all(role in row or role not in whole for role in others)]
     if not kept:
         raise DataError(f"{shown(root)}: no frame of '{first}' has a partner of every other sensor; widen --tolerance")
     if len(kept) < len(matches[first]):
-        notes.append(f"{len(matches[first]) - len(kept)} of {len(matches[first])} frames of '{first}' are left out")
+        notes.append(
+            f"{len(matches[first]) - len(kept)} of {counted(len(matches[first]), 'frame')} of '{first}' left out"
+        )
     total = sum(len(found) for found in matches.values())
     return Paired(kept, notes, total - sum(len(row) for row in kept))
 

@@ -45,7 +45,7 @@ from memorysam_cli.data.own.sensors import (
 from memorysam_cli.dataset import IGNORE, Color, DatasetInfo, Interpolation, Kind, LabelRule, Layout, Modality
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import images
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 LABEL = "--labels"
 NO_LABELS = "test"
@@ -336,7 +336,7 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
         raise _unpaired(sources, request) from None
     lacking = sum(not set(matches) - {LABEL} <= set(row) for row in paired.rows)
     if lacking and _hold_times(match for found in matches.values() for match in found):
-        note = f"{lacking} of {len(paired.rows)} names are not in every sensor's folder; {BY_TIME}"
+        note = f"{lacking} of {counted(len(paired.rows), 'name', 'is')} not in every sensor's folder; {BY_TIME}"
         return replace(paired, notes=[*paired.notes, note])
     return paired
 
@@ -428,7 +428,9 @@ def _divided(
         files = {scene.id: [path for group in scene.files.values() for path in group] for scene in scenes}
         splits = split_by_lists(files, request.split)
         if len(splits) < len(scenes):
-            notes.append(f"{len(scenes) - len(splits)} of {len(scenes)} scenes are in no list and left out")
+            notes.append(
+                f"{len(scenes) - len(splits)} of {counted(len(scenes), 'scene', 'is')} in no list and left out"
+            )
     elif request.labels is None and request.split is None:
         splits = dict.fromkeys((scene.id for scene in scenes), NO_LABELS)
     else:

@@ -40,7 +40,7 @@ from memorysam_cli.data.own.sensors import told_kinds
 from memorysam_cli.dataset import IGNORE, Color, LabelRule, is_inside
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 CLASSES, MASKS, LEDGER = "classes.json", "masks", "predictions.jsonl"
 """The format of ``predict`` and of ``convert --to masks``."""
@@ -104,7 +104,7 @@ def read(source: Path, form: str, request: Request) -> Annotated:
         found = replace(found, pictures=tuple(_with_files(found.pictures, request.pictures)))
     if not found.pictures:
         raise DataError(
-            f"{shown(source)}: none of its {len(found.left_out)} pictures is annotated; annotate some first"
+            f"{shown(source)}: none of its {counted(len(found.left_out), 'picture')} is annotated; annotate some first"
         )
     _refuse_names(source, found.pictures)
     return found
@@ -149,9 +149,12 @@ def remarks(found: Annotated, form: str) -> list[str]:
     tally, lines = found.tally, list(found.notes)
     if found.left_out:
         named = few([shown(name) for name in found.left_out], NAMED)
-        lines.append(f"{len(found.left_out)} pictures are not annotated and left out: {named}")
+        lines.append(f"{counted(len(found.left_out), 'picture', 'is')} not annotated and left out: {named}")
     if tally.overlapping:
-        lines.append(f"{tally.overlapping} pixels are in annotations of two classes; the later one in the file counts")
+        lines.append(
+            f"{counted(tally.overlapping, 'pixel', 'is')} in annotations of two classes; the later one in the file "
+            "counts"
+        )
     if tally.unknown and form != "masks":
         share = 100 * tally.unknown / (tally.known + tally.unknown)
         lines.append(
@@ -178,7 +181,7 @@ def _with_files(pictures: Sequence[Picture], folder: Path) -> Iterator[Picture]:
     lacking = [picture.stem for picture in pictures if picture.stem not in there]
     if lacking:
         raise DataError(
-            f"--images {shown(folder)}: has no picture of {len(lacking)} of {len(pictures)} masks "
+            f"--images {shown(folder)}: has no picture of {len(lacking)} of {counted(len(pictures), 'mask')} "
             f"({few([shown(name) for name in lacking], NAMED)}); there are {few(sorted(there), NAMED) or 'none'}"
         )
     for picture in pictures:

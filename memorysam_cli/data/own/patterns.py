@@ -20,7 +20,7 @@ from memorysam_cli.data.manifest import SPLITS
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import documents
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 SPLIT = "{split}"
 OURS = "memorysam"
@@ -243,7 +243,7 @@ def notes_on_others(root: Path, patterns: Sequence[Pattern], taken: Container[st
         near = [path for path in paths if any(pattern.is_near(path) for pattern in patterns)]
         case = f"; {len(near)} would match but for upper and lower case, such as {shown(near[0])}" if near else ""
         such = "" if near else f", such as {shown(paths[0])}"
-        files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+        files = counted(len(paths), "file", "is")
         lines.append(f"{folder or '.'}/: {files} not taken ({by_suffix(paths)}){such}{case}")
     return lines
 
@@ -324,7 +324,7 @@ def read_shares(text: str) -> Shares:
     """Shares such as ``0.8/0.1/0.1`` or ``80/20``.
 
     Raises:
-        UsageError: not two or three numbers, a negative one, or no train or val.
+        UsageError: not two or three numbers, a negative one, or 0 for train or val.
     """
     try:
         numbers = [float(part) for part in text.split("/")]

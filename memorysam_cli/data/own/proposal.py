@@ -20,7 +20,7 @@ from memorysam_cli.dataset import Kind, word_of
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import shown, typed
+from memorysam_cli.text import counted, shown, typed
 
 CLASS_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "class_names.txt", "labelmap.txt", "labels.txt", "names.txt",
@@ -113,8 +113,8 @@ def propose(
     sensors = {role: pattern for role, pattern in patterns.items() if not role.is_label}
     if not sensors:
         raise UsageError(
-            f"{shown(root)}: all {len(paths)} pictures look like labels, none like a sensor's; say what is what, such "
-            "as --modality 'rgb=images/*.png'"
+            f"{shown(root)}: {counted(len(paths), 'picture', 'looks')} like labels, none like a sensor's; say what "
+            "is what, such as --modality 'rgb=images/*.png'"
         )
     names, name_notes = _names(sensors)
     first = {name: groups[roles[0]][0] for name, roles in names.items()}
@@ -173,7 +173,7 @@ def _groups(paths: Sequence[str]) -> tuple[dict[_Role, list[str]], list[str]]:
     lonely = [path for found in groups.values() if len(found) == 1 for path in found]
     if lonely and len(lonely) < len(groups):
         groups = {role: found for role, found in groups.items() if len(found) > 1}
-        files = "1 picture is" if len(lonely) == 1 else f"{len(lonely)} pictures are"
+        files = counted(len(lonely), "picture", "is")
         notes = [f"{files} not taken ({by_suffix(lonely)}), such as {shown(lonely[0])}: the only one of its kind"]
     else:
         notes = []
@@ -332,8 +332,8 @@ def _kind_by_content(root: Path, name: str, path: str) -> Kind:
     if head.dtype == "uint8" and head.channels in STORED:
         return "gray" if head.channels == 1 else "rgb"
     raise UsageError(
-        f"{shown(root / path)}: holds {head.channels} channel(s) of {head.dtype}, and its name means no kind of "
-        f"sensor; add --kind {name}=KIND, one of {', '.join(KINDS)}"
+        f"{shown(root / path)}: holds {counted(head.channels, 'channel')} of {head.dtype}, and its name means no "
+        f"kind of sensor; add --kind {name}=KIND, one of {', '.join(KINDS)}"
     )
 
 

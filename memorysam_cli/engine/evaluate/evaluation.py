@@ -17,7 +17,7 @@ from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import run_folder
+from memorysam_cli.engine import run_folder, surroundings
 from memorysam_cli.engine.evaluate import result_files
 from memorysam_cli.engine.infer.inference import (
     Inference,
@@ -33,7 +33,7 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError
 from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import command
+from memorysam_cli.text import command, counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,9 +108,11 @@ def plan(
         WeightsError: the weights are refused, or have other classes than the data set.
         UsageError: an unknown modality, a missing split name, or ``out`` contains foreign files with the names of the
             results.
-        EnvironmentFault: nothing can be written to ``out``.
+        EnvironmentFault: nothing can be written to ``out``, or the device is missing.
         DataError: the data set is not prepared, a split is unknown or has no labels, or values differ with ``strict``.
     """
+    surroundings.refuse_malformed()
+    surroundings.refuse_device(device, precision=precision)
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
     run = run_folder.run_of(weights)
@@ -168,7 +170,7 @@ def check_classes(trained: DatasetInfo, prepared: DatasetInfo, *, weights: str) 
     differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
     first = f", the first difference is '{differing[0]}' against '{differing[1]}'" if differing else ""
     raise WeightsError(
-        f"{weights}: knows {len(trained.classes)} classes, the prepared data set {prepared.name} has "
+        f"{weights}: knows {counted(len(trained.classes), 'class')}, the prepared data set {prepared.name} has "
         f"{len(prepared.classes)}{first}; prepare the data that these weights were trained on"
     )
 
@@ -197,8 +199,8 @@ def labeled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
         bare_count = _without_label(scenes)
         if bare_count:
             raise DataError(
-                f"{manifest.info.name}: {bare_count} of {len(scenes)} scenes in split '{split}' have no label to "
-                f"score against; score another split, or segment it with: "
+                f"{manifest.info.name}: {bare_count} of {counted(len(scenes), 'scene')} in split '{split}' without "
+                f"a label to score against; score another split, or segment it with: "
                 + command("predict", "--split", split, "--data", manifest.root)
             )
     return names
@@ -383,6 +385,6 @@ def _shared(manifest: Manifest, split: str, other: str, did: str, unbiased: str)
     labels = {scene.label for scene in manifest.scenes if scene.split == other and scene.label is not None}
     scenes = [scene for scene in manifest.scenes if scene.split == split]
     count = sum(scene.label in labels for scene in scenes)
-    return [f"{count} of {len(scenes)} scenes of '{split}' are also in '{other}', which {did}; {unbiased}"] * bool(
-        count
-    )
+    return [
+        f"'{split}' shares {count} of {counted(len(scenes), 'scene')} with '{other}', which {did}; {unbiased}"
+    ] * bool(count)

@@ -10,6 +10,7 @@ from memorysam_cli.engine.evaluate.results import csv_text
 from memorysam_cli.engine.evaluate.robustness import PROBABILITIES, Cell, Robustness, Spread
 from memorysam_cli.report import console, figures
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 TITLES = {
@@ -99,7 +100,8 @@ def show(report: dict[str, Any]) -> None:
     if report["batch"] is not None:
         console.note(
             "salt and pepper are a batch's extremes, as published, and so depend on what is in a batch: here "
-            f"{report['batch']} scenes in {report['processes']} process(es); --noise-extremes scene does not"
+            f"{counted(report['batch'], 'scene')} in {counted(report['processes'], 'process')}; --noise-extremes "
+            "scene does not"
         )
     console.table(*_table(report), title=f"{report['dataset']} {report['split']}: {TITLES[report['robustness']]}")
     console.say(f"figures   mIoU in %, {report['protocol']} protocol{_drawn(report)}")
@@ -202,7 +204,7 @@ def _drawn(report: dict[str, Any]) -> str:
     """The random draws of a report in words, if there are any."""
     if report["seed"] is None:
         return "" if report["missing"] is None else f"; a missing sensor is {FED[report['missing']]}"
-    return f"; seed {report['seed']}, {report['repeats']} draw{'s' * (report['repeats'] > 1)}"
+    return f"; seed {report['seed']}, {counted(report['repeats'], 'draw')}"
 
 
 def _letters(report: dict[str, Any]) -> Iterable[tuple[str, str]]:

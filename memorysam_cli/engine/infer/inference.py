@@ -23,7 +23,7 @@ from memorysam_cli.engine.infer.views import Network, Shown, View, sensors_of, s
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe import Recipe, sensor_of
 from memorysam_cli.storage import images
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,7 @@ def compared(known: DatasetInfo, found: Mapping[str, ValueRange], *, strict: boo
     """As :func:`unlike_training`, for known ranges."""
     lines = strangers(known.ranges, found)
     if lines and strict:
-        more = f" (and {len(lines) - 1} more sensors)" if len(lines) > 1 else ""
+        more = f" (and {counted(len(lines) - 1, 'more sensor')})" if len(lines) > 1 else ""
         raise DataError(f"{lines[0]}{more}; --strict refuses that")
     return lines
 
@@ -201,8 +201,8 @@ def tell_untrained(recipe: Recipe, sets: Mapping[tuple[str, ...], int], view: Vi
     else:
         remedy = "robust.subset.weight in a recipe trains for missing sensors"
     return [
-        f"{sum(sets.values()):,} of {of:,} scenes have a combination of sensors that these weights were never trained "
-        f"for: {few(words, NAMED_SETS)}; expect worse results ({remedy})"
+        f"{sum(sets.values()):,} of {counted(of, 'scene', 'has')} a combination of sensors that these weights were "
+        f"never trained for: {few(words, NAMED_SETS)}; expect worse results ({remedy})"
     ]
 
 

@@ -36,6 +36,7 @@ from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 CLASSES = 25
@@ -112,7 +113,8 @@ def show(report: dict[str, Any]) -> None:
             [row["workers"], f"{row['scenes_per_second']:.2f}", f"{row['megabytes_per_second']:.1f}"]
             for row in report["reading"]
         ],
-        title=f"reading and augmenting {report['modalities']} PNG files of {report['size']}×{report['size']} pixels",
+        title=f"reading and augmenting {counted(report['modalities'], 'PNG file')} of "
+        f"{report['size']}×{report['size']} pixels",
     )
     console.table(
         ["task", "model alone, scenes/s", "from files, scenes/s", "share %", "workers"],

@@ -34,7 +34,7 @@ from memorysam_cli.engine.train import start
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
-from memorysam_cli.text import command, duration, size
+from memorysam_cli.text import command, counted, duration, size
 
 MARGIN = 0.1
 """The share of memory that stays free: for a GPU's driver, uncounted memory, and data workers."""
@@ -319,10 +319,11 @@ def search(
     ways = candidates(target.recipe.train)
     programs = runtime.resident_bytes() if space.kind == "cpu" else 0
     found: dict[Candidate, Finding] = {}
+    validations: dict[int, Count] = {}  # by batch: without gradients the saver has nothing to save
 
     def fits(way: Candidate) -> bool:
         if way not in found:
-            found[way] = _count(way, target, space, programs=programs)
+            found[way] = _count(way, target, space, programs=programs, validations=validations)
         return found[way].fits
 
     batches = sorted({way.batch for way in ways}, reverse=True)
@@ -425,7 +426,7 @@ def show(plan: Plan, line: str | None) -> None:
         console.table(ESTIMATED, [_estimate_row(each) for each in plan.estimates], title="time, an estimate")
     if plan.proposal is not None and line is not None:
         scenes = plan.proposal.batch * plan.proposal.accumulate
-        console.say(f"fits: {plan.proposal}; {scenes} scenes per update, as in the recipe")
+        console.say(f"fits: {plan.proposal}; {counted(scenes, 'scene')} per update, as in the recipe")
         console.say(line)
 
 
@@ -539,12 +540,13 @@ def _choose(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Can
     return found.proposal
 
 
-def _count(way: Candidate, target: Target, space: Room, *, programs: int) -> Finding:
-    """Count a candidate."""
+def _count(way: Candidate, target: Target, space: Room, *, programs: int, validations: dict[int, Count]) -> Finding:
+    """Count a candidate, and its batch's validation unless that is known."""
     start, recipe = time.monotonic(), way.apply(target.recipe)
     training = count.training(recipe, classes=target.classes, kind=space.kind)
-    validation = count.validation(recipe, classes=target.classes, frames=target.frames, kind=space.kind)
-    finding = Finding(way, training, validation, programs, space.limit)
+    if way.batch not in validations:
+        validations[way.batch] = count.validation(recipe, classes=target.classes, frames=target.frames, kind=space.kind)
+    finding = Finding(way, training, validations[way.batch], programs, space.limit)
     console.detail(f"counted {way}: {size(finding.peak)} ({duration(time.monotonic() - start)})")
     return finding
 
@@ -554,7 +556,7 @@ def _attempts(
 ) -> Iterator[Tried]:
     """Try candidates until one fits."""
     for way in ways:
-        console.note(f"trying {way}: {steps} update{'s' * (steps > 1)}, then validation")
+        console.note(f"trying {way}: {counted(steps, 'update')}, then validation")
         start = time.monotonic()
         outcome = attempt(
             Trial(

@@ -66,7 +66,8 @@ CARDS = {
     "H100": Card(80, 67, 495, 989),
     "H200": Card(141, 67, 495, 989),
 }
-"""Peak rates, without sparsity. From memory of NVIDIA's public data sheets: not looked up again."""
+"""Peak rates, without sparsity, as in NVIDIA's data sheets. Tensor cores of GeForce cards sum float32 at half the rate
+of their professional sisters (GA102: RTX 3090 and RTX A6000), which makes their TF32 no faster than float32."""
 
 EFFICIENCY = {"fp32": 0.60, "tf32": 0.32, "bf16": 0.32, "fp16": 0.32}
 """The share of a GPU's peak that training is assumed to reach. Large products reach about 0.8 of a tensor core's peak,
@@ -117,29 +118,38 @@ def estimate_on_card(card: str, *, flops: int, updates: int | None) -> list[Esti
         flops: of one update, as :func:`count_flops` counts.
         updates: their number, if known.
     """
-    found = []
+    reached = {}
     for precision in PRECISIONS:
         peak, share = CARDS[card].peak(precision), EFFICIENCY[precision]
         if peak:
-            source = f"{100 * share:.0f} % of the data sheet's {peak / 1e12:g} TFLOP/s"
-            found.append(Estimate.of(card, precision, flops=flops, rate=peak * share, updates=updates, source=source))
-    return found
+            reached[precision] = (peak * share, f"{100 * share:.0f} % of the data sheet's {peak / 1e12:g} TFLOP/s")
+    return _estimates(card, reached, flops=flops, updates=updates)
 
 
 def estimate_here(device: torch.device, *, flops: int, updates: int | None) -> list[Estimate]:
     """The estimated time of updates on this machine's device, from its measured rate of products; takes seconds."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    found = []
+    reached = {}
     is_gpu = device.type == "cuda"
     for precision in PRECISIONS if is_gpu else ("fp32",):
         rate = matmul_rate(device, precision, sides=None if is_gpu else SIDES["cpu"][:1])
         share = MEASURED_EFFICIENCY[precision]
         source = f"{100 * share:.0f} % of {rate.flops_per_second / 1e12:.3g} TFLOP/s, {rate.how}, measured"
-        found.append(
-            Estimate.of(
-                name, precision, flops=flops, rate=rate.flops_per_second * share, updates=updates, source=source
-            )
-        )
+        reached[precision] = (rate.flops_per_second * share, source)
+    return _estimates(name, reached, flops=flops, updates=updates)
+
+
+def _estimates(
+    device: str, reached: Mapping[str, tuple[float, str]], *, flops: int, updates: int | None
+) -> list[Estimate]:
+    """Estimates from the rate of each precision and its source.
+
+    A coarser precision is never slower than a finer one: it only allows the libraries to use faster products.
+    """
+    found, best = [], (0.0, "")
+    for precision, each in reached.items():
+        best = max(best, each, key=lambda rate_and_source: rate_and_source[0])
+        found.append(Estimate.of(device, precision, flops=flops, rate=best[0], updates=updates, source=best[1]))
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from memorysam_cli.engine.train import start
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.recipe import ALL, Recipe
 from memorysam_cli.storage import images
+from memorysam_cli.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +127,7 @@ def target_of(recipe: Recipe, manifest: Manifest, *, classes: int | None = None)
     some = scenes[:: -(-len(scenes) // LOOKED_AT)]
     sizes = sorted({_size(manifest.root, scene, modalities) for scene in some})
     frames = scored_frames(sizes, size=recipe.data.image_size, crop=manifest.info.crop)
-    source = f"the largest of {len(some)} of {len(scenes)} scenes of split {split}"
+    source = f"the largest of {len(some)} of {counted(len(scenes), 'scene')} of split {split}"
     to_learn = sum(scene.split == recipe.data.train_split for scene in manifest.scenes)
     return Target(recipe, classes or len(manifest.info.classes), frames, source, to_learn or None)
 
@@ -218,6 +219,12 @@ def made_up_batch(recipe: Recipe, *, classes: int, seed: int = 0, device: torch.
     return Batch(frames, label, ()).to(device)
 
 
+def of_demo() -> dict[str, Any]:
+    """Backbone, size and batch of the recipe ``demo``, which any machine can measure in seconds."""
+    demo = recipes.load("demo")
+    return {"backbone": demo.model.backbone, "size": demo.data.image_size, "batch": demo.train.batch}
+
+
 OPEN = 5.0
 """An object score that keeps all gates open: random weights would close some, and a gated frame trains nothing."""
 
@@ -289,6 +296,6 @@ class Workload:
     def __str__(self) -> str:
         """A line for the user."""
         return (
-            f"{self.task} {self.backbone}, {self.size}×{self.size} pixels, {self.modalities} modalities, "
+            f"{self.task} {self.backbone}, {self.size}×{self.size} pixels, {counted(self.modalities, 'modality')}, "
             f"batch {self.batch}, {self.precision}{', compiled' * self.compile}"
         )

@@ -89,8 +89,6 @@ class Job:
     @cached_property
     def marks(self) -> dict[str, Any]:
         """The values that must be equal for two runs to be the same job, with descriptions for users."""
-        from memorysam_cli.engine import runtime
-
         return {
             "weights": self.weights_sha256,
             "scenes": "as they arrive" if self.follows else _digest(_scene_lines(self.scenes)),
@@ -100,7 +98,7 @@ class Job:
             "--batch": self.batch,
             "--precision": self.precision,
             "--compile": self.is_compiled,
-            "versions": runtime.describe("cpu", self.precision)["versions"],
+            "versions": surroundings.versions(),
             # Left out if not requested, so that jobs of earlier versions stay equal.
             **{key: value for key, value in _decided(self).items() if value is not None},
         }
@@ -205,6 +203,32 @@ class RunOptions:
     """Start over, also in a folder with other files, or with an unfinished prediction of another job."""
     resume: bool = False
     """Continue or start; never replace a prediction, even a finished one."""
+
+    def refuse(self, *, precision: str, follows: bool = False) -> None:
+        """Refuse options that do not fit the machine or each other, before anything is read.
+
+        Args:
+            precision: of the computing.
+            follows: whether scenes are taken from a folder as they arrive.
+
+        Raises:
+            UsageError: the message names the option; or Ray is not installed.
+            EnvironmentFault: the device is missing.
+        """
+        surroundings.refuse_malformed()
+        is_on_ray, is_shared = self.engine == "ray", self.shard is not None or surroundings.world() > 1
+        if follows and (is_on_ray or is_shared):
+            raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+        if not is_on_ray:
+            surroundings.refuse_device(self.device, precision=precision)
+            return
+        if is_shared:
+            raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
+        surroundings.refuse_missing_extra("ray", option="--engine ray")
+        if self.device not in {"auto", "cpu", "cuda"}:
+            raise UsageError(
+                f"--device {self.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU"
+            )
 
 
 def plan(
@@ -339,7 +363,7 @@ def what_is_wanted(
 
     Args:
         classes: of the weights.
-        thresholds: class → the probability that it needs to win, from 0 to 1.
+        thresholds: class → the probability (0 to 1) below which a pixel that it wins gets the value ``unsure``.
         unsure: the value of pixels below it: a class by name or number, or 255 (None).
         probabilities: ``float16`` or ``uint8`` to write the probabilities of all classes.
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.predict.files import (
@@ -37,6 +36,7 @@ from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.errors import DataError, EnvironmentFault, Laws, check_laws
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 SHOWN_FAILURES = 100
@@ -207,20 +207,24 @@ class _Doubts:
         """Messages for the user, one sentence for each kind."""
         reasons = []
         if self.foreign:
-            reasons.append(f"{self.foreign:,} lines do not belong to this prediction, and are dropped")
+            reasons.append(
+                f"{counted(self.foreign, 'line', 'does')} not belong to this prediction, and will be dropped"
+            )
         if self.stale:
             reasons.append(
-                f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "
-                "done again"
+                f"{counted(self.stale, 'scene', 'is')} done again: inputs have changed, files are gone, or lines were "
+                "edited"
             )
         if self.retried:
-            reasons.append(f"{self.retried:,} scenes that were left out are tried again")
+            reasons.append(f"{counted(self.retried, 'scene', 'is')} tried again after being left out")
         return tuple(reasons)
 
 
 def _read_again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[LedgerLine]:
     """The current lines of scenes that could not be read; None for scenes that can now be read."""
     files = job.files(out)
+    from memorysam_cli.data.loader import unlabeled_scenes  # here, for it needs torch
+
     source = unlabeled_scenes(
         job.root, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
     )  # fmt: skip
@@ -308,7 +312,7 @@ def finish(
         }
     )
     if not totals.done:
-        raise DataError(f"none of {scenes} scenes could be read; the first: {totals.failures[0]['error']}")
+        raise DataError(f"no scene of {scenes} could be read; the first: {totals.failures[0]['error']}")
     report = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -417,9 +421,11 @@ class _LedgerReader:
 
 def show(report: dict[str, Any]) -> None:
     """Print the result and where it is."""
-    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
+    console.say(f"{report['done']} of {counted(report['scenes'], 'scene')}, {', '.join(report['modalities'])}")
     for name, tree in report["trees"].items():
         console.say(f"{name:<10}  {tree}")
     console.say(f"{'list':<10}  {report['ledger']}")
     if report.get("parts_missing"):
-        console.say(f"{'missing':<10}  {report['parts_missing']} of {report['parts']} parts; the last one merges all")
+        console.say(
+            f"{'missing':<10}  {report['parts_missing']} of {counted(report['parts'], 'part')}; the last one merges all"
+        )

@@ -22,12 +22,13 @@ from typing import Any, Literal, Self
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.predict import files
 from memorysam_cli.engine.predict.files import EXTRAS, LEDGER, MASKS, PARTS, SUCCESS
-from memorysam_cli.engine.predict.job import Job
+from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, scenes_of, survey, totals_of
 from memorysam_cli.engine.surroundings import WHOLE, Shard
 from memorysam_cli.errors import DataError, FolderInUseError, UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
+from memorysam_cli.text import counted
 
 JOB, DONE, DEVICES, NAMES = "job.json", "done.json", "devices.json", "names.jsonl"
 PATIENCE_S, SHORT_PATIENCE_S = 3600.0, 5.0
@@ -84,6 +85,15 @@ class Wish:
     """Unreadable scenes may stay left out; otherwise they are tried again."""
     run_shards: tuple[Shard, ...] = (WHOLE,)
     """The shards of all processes of this run; one of these processes reports the result of all."""
+
+    @classmethod
+    def of(cls, options: RunOptions, *, rank: int = 0, world: int = 1) -> Self:
+        """The request of one of ``world`` processes: each is a shard of the requested shard."""
+        run_shards = tuple((options.shard or WHOLE).divided(each, world) for each in range(world))
+        return cls(
+            run_shards[rank], is_alone=options.shard is None and world == 1, overwrite=options.overwrite,
+            resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,
+        )  # fmt: skip
 
 
 class Action(Enum):
@@ -147,13 +157,13 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
     match state:
         case Begun(parts=parts, parts_done=done) if wish.is_alone and parts != 1:
             return (
-                f"--out {out}: {done} of {parts} parts of a prediction in shards are done there; finish it that way, "
+                f"--out {out}: holds {done} of {counted(parts, 'part')} of a prediction in shards; finish it that way, "
                 "give another folder, or start over with --overwrite"
             )
         case Begun(differences=differences, scenes_done=count) if wish.is_alone:
             return (
-                f"--out {out}: {count:,} scenes of another prediction ({', '.join(differences)}) are done there, and "
-                "it is not finished; finish it with its own command, give another folder, or start over with "
+                f"--out {out}: holds {counted(count, 'scene')} of another prediction ({', '.join(differences)}), "
+                "which is not finished; finish it with its own command, give another folder, or start over with "
                 "--overwrite"
             )
         case Begun(differences=differences):
@@ -167,6 +177,20 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
                 "differ); give another folder, or leave --resume out to replace it"
             )
     return f"--out {out}: {files.FOREIGN}"
+
+
+def refuse_others(out: Path, job: Job, wish: Wish) -> None:
+    """Refuse a folder with other contents, as :class:`PredictionFolder` does; needs no torch and writes nothing.
+
+    If another run uses the folder, its lock is reported later.
+
+    Raises:
+        UsageError: as :func:`decide`.
+        EnvironmentFault, DataError: as :func:`look`.
+    """
+    owner = lock.owner(out)
+    if owner is None or owner.lives is False:
+        decide(out, look(out, job, parts=wish.shard.count), wish)
 
 
 def look(out: Path, job: Job, *, parts: int) -> FolderState:
@@ -222,7 +246,7 @@ def _read_note(out: Path) -> dict[str, Any] | None:
 
 def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
     """The progress of the recorded prediction, and its differences from the requested one."""
-    number = [f"{note['parts']} parts, not {parts}"] if note["parts"] != parts else []
+    number = [f"{counted(note['parts'], 'part')}, not {parts}"] if note["parts"] != parts else []
     noted = note["marks"]
     marks = [f"other {name}" for name in {**job.marks, **noted} if noted.get(name) != job.marks.get(name)]
     is_by_one = note["parts"] == 1 and bool(number or marks)
@@ -435,7 +459,9 @@ class PredictionFolder:
         again = "to make it again: --overwrite"
         if not self.wish.is_alone:
             failed = (_report(self.out) or {}).get("failed")
-            left_out = f"; without --shard, the {failed} scenes left out are tried again" if failed else ""
+            left_out = (
+                f"; without --shard, the {counted(failed, 'scene')} left out will be tried again" if failed else ""
+            )
             again = f"remove the folder to make it again{left_out}"
         console.note(f"{self.out}: this prediction is already complete; {again}")
 

@@ -41,7 +41,7 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_me
 from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 from memorysam_cli.storage.images import InMemory, Stored
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 Sensor = NDArray[Any] | torch.Tensor | str | os.PathLike[str]
 """An array (H, W) or (H, W, C) with the values that a file would have, or the path of such a file."""
@@ -92,7 +92,9 @@ class Result:
 
     def __repr__(self) -> str:
         height, width = self.classes.shape
-        return f"<Result {height}×{width}, {len(self.class_names)} classes, from {', '.join(self.modalities)}>"
+        return (
+            f"<Result {height}×{width}, {counted(len(self.class_names), 'class')}, from {', '.join(self.modalities)}>"
+        )
 
     def probabilities(self) -> NDArray[np.float32]:
         """The probability of every class in every pixel: (K, H, W) float32; computed again at each call.
@@ -134,7 +136,7 @@ class Predictor:
         scales: of test-time augmentation, each also mirrored; none: no augmentation.
         tile: process large frames at their own resolution, in windows.
         tile_overlap: the least overlap, as a share of the side of neighboring windows.
-        thresholds: class → the probability that it needs to win.
+        thresholds: class → the probability below which a pixel that it wins gets the value ``unsure``.
         unsure: the value of pixels below it: 255, or a class by name or number.
         compiled: compile the network first.
         strict: refuse sensors whose type or range differs from training, instead of a warning.

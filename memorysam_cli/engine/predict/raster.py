@@ -21,6 +21,7 @@ from memorysam_cli import model as models
 from memorysam_cli.data import decode, statistics
 from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
+from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.infer.decision import ONE_BYTE, Share, Wanted, decide
 from memorysam_cli.engine.infer.inference import Inference, by_frame, choose_modalities, compared, inference_mode
 from memorysam_cli.engine.infer.views import Stripe, Tiled, View
@@ -102,8 +103,6 @@ class RasterJob:
 
     def marks(self, grid: Grid) -> dict[str, Any]:
         """The values that must be equal for a run to continue an earlier one."""
-        from memorysam_cli.engine import runtime
-
         stamps = {name: path.stat() for name, path in self.sources.items()}
         return {
             "weights": self.weights_sha256,
@@ -115,7 +114,7 @@ class RasterJob:
             "grid": grid.to_json(),
             "--precision": self.precision,
             "--compile": self.is_compiled,
-            "versions": runtime.describe("cpu", self.precision)["versions"],
+            "versions": surroundings.versions(),
             **({} if self.probabilities is None else {"--probabilities": self.probabilities}),
         }  # fmt: skip
 
@@ -311,6 +310,7 @@ def run(
     beside = [path for path in also.values() if path is not None]
     own = [path for path in beside if (work / path.name).exists()]
     _refuse_out(job, out, beside, may_be_there=own, overwrite=overwrite)
+    surroundings.refuse_device(device, precision=job.precision)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         if vector == "geojson":

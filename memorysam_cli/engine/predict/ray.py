@@ -43,28 +43,17 @@ STORE_BYTES = 2**28
 """Bytes of a local instance's object store; only names and lines go through it."""
 
 
-def refuse(options: RunOptions) -> None:
-    """Refuse, before anything is written, what Ray cannot do.
-
-    Raises:
-        UsageError: Ray is not installed, or the given device cannot be assigned by Ray.
-    """
-    try:
-        _quiet_import()
-    except ImportError as error:
-        raise UsageError(f'--engine ray: Ray is not installed ({error}); type: pip install "memorysam[ray]"') from error
-    if options.device not in {"auto", "cpu", "cuda"}:
-        raise UsageError(
-            f"--device {options.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU"
-        )
-
-
 def prepare(job: Job, out: Path, options: RunOptions) -> Make:
     """Check that the weights can be loaded; returns a function that segments scenes on Ray.
 
     Raises:
+        UsageError: Ray is incomplete.
         WeightsError: the weights are refused.
     """
+    try:
+        _quiet_import()
+    except ImportError as error:
+        raise UsageError(f"--engine ray: Ray cannot be used ({error}); pip install 'memorysam[ray]'") from error
     job.load(torch.device("cpu"))
 
     def make(

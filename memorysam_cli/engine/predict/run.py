@@ -17,15 +17,14 @@ import torch
 
 from memorysam_cli.data import inputs
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import processes, runtime, surroundings
+from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.infer.inference import frame_sizes
 from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import LedgerLine, refuse_collisions, remove
 from memorysam_cli.engine.predict.job import Job, RunOptions, device_name, remark
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
 from memorysam_cli.engine.predict.segment import Make
-from memorysam_cli.engine.processes import Peers
-from memorysam_cli.errors import DataError, Stopped, Terminated, UsageError, signal_exit_code
+from memorysam_cli.errors import DataError, Stopped, Terminated, signal_exit_code
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import counted, few, shown
@@ -56,16 +55,17 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
         EnvironmentFault: the device does not exist, the disk is full, or another process was lost.
     """
     prepare = _prepare
+    options.refuse(precision=job.precision)
     if options.engine == "ray":
-        if options.shard is not None or surroundings.world() > 1:
-            raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
         from memorysam_cli.engine.predict import ray
 
-        ray.refuse(options)
         prepare = ray.prepare
     else:
         _device(job, options)  # before a folder is created
-    with processes.side_by_side() as peers, PredictionFolder(out, job, _wish(options, peers)) as folder:
+    with (
+        processes.side_by_side() as peers,
+        PredictionFolder(out, job, Wish.of(options, rank=peers.rank, world=peers.world)) as folder,
+    ):
         if not folder.is_answered():
             make = prepare(job, out, options)  # refused weights do not change the folder
             with folder.begin() as part:
@@ -74,15 +74,6 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
             folder.finish()
         peers.wait_for_all()
         return folder.report() if peers.rank == 0 else None
-
-
-def _wish(options: RunOptions, peers: Peers) -> Wish:
-    """The request for the folder: each of several processes is a shard of the requested shard."""
-    run_shards = tuple((options.shard or surroundings.WHOLE).divided(rank, peers.world) for rank in range(peers.world))
-    return Wish(
-        run_shards[peers.rank], is_alone=options.shard is None and peers.world == 1, overwrite=options.overwrite,
-        resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,
-    )  # fmt: skip
 
 
 def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
@@ -281,12 +272,10 @@ def follow(
     Raises:
         UsageError: shards, several processes or Ray; all other errors as in :func:`run`.
     """
-    if options.shard is not None or options.engine == "ray" or surroundings.world() > 1:
-        raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+    options.refuse(precision=job.precision, follows=True)
     _device(job, options)
-    wish = Wish(overwrite=options.overwrite, resume=options.resume, skip_bad=options.skip_bad)
     arrivals, stopped = Arrivals(job, following), None
-    with PredictionFolder(out, job, wish) as folder:
+    with PredictionFolder(out, job, Wish.of(options)) as folder:
         make = _prepare(job, out, options)
         try:
             with folder.begin():
@@ -357,7 +346,9 @@ def _conclude(job: Job, folder: PredictionFolder, arrivals: Arrivals) -> dict[st
     path = folder.part.ledger
     if arrivals.waiting:
         named = few([shown(name) for name in arrivals.waiting], NAMED)
-        console.warn(f"{len(arrivals.waiting)} scenes had not arrived whole, and are not segmented: {named}")
+        console.warn(
+            f"{counted(len(arrivals.waiting), 'scene', 'was')} not whole at the end and not segmented: {named}"
+        )
     if not arrivals.is_begun or not ledger.totals_of([path], job.card.dataset).done:
         return None
     places = {scene.id: place for place, scene in enumerate(arrivals.find())}

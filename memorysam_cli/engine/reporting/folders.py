@@ -15,7 +15,7 @@ from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
-from memorysam_cli.text import command
+from memorysam_cli.text import command, counted
 
 FolderKind = Literal["training", "evaluation", "prediction"]
 Facts = dict[str, Any]
@@ -127,4 +127,7 @@ def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]
         first.append(each)
     if len(first) == len(scenes):
         return first, ""
-    return first, f"{len(scenes) - len(first)} of {len(scenes)} scenes are left out, so that this file stays small."
+    return (
+        first,
+        f"{len(scenes) - len(first)} of {counted(len(scenes), 'scene', 'is')} left out, so that this file stays small.",
+    )

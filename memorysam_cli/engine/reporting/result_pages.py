@@ -138,7 +138,7 @@ def tiles(report: Facts) -> list[tuple[str, str, str]]:
     small = (
         f"{report['miou_present']:.2f} over those with ground truth"
         if absent
-        else f"over {len(report['classes'])} class{'es' * (len(report['classes']) > 1)}"
+        else f"over {counted(len(report['classes']), 'class')}"
     )
     return [
         ("mIoU", f"{report['miou']:.2f}", small),

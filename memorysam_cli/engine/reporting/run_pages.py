@@ -410,7 +410,7 @@ def _group(name: str, a: Facts, b: Facts) -> Facts:
     whose = names[0] if names[0] == names[1] else f"A: {names[0]}, B: {names[1]}"
     rows = [
         ("All sensors", a["sets"][0], b["sets"][0]),
-        (f"Mean of {len(pairs)} sets", a["average"], b["average"]),
+        (f"Mean of {counted(len(pairs), 'set')}", a["average"], b["average"]),
         (f"Worst set ({whose})", *worst),
         # Sets are ordered by the missing sensors, so the first set with one sensor has the last sensor.
         *((f"{one['available'][0]} alone", one, other) for one, other in pairs[::-1] if len(one["available"]) == 1),

@@ -20,7 +20,7 @@ from memorysam_cli.model import Metric
 from memorysam_cli.recipe import Recipe, Robust, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
-from memorysam_cli.text import requirement
+from memorysam_cli.text import counted, requirement
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,8 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
     if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
         raise DivergedError(
-            f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
+            f"step {position.step}: the update, whose gradient was finite, left NaN or infinity in "
+            f"{counted(len(odd), 'tensor')} "
             f"({base_weights.few_names(odd)}); the checkpoint before it is kept; try a lower optim.lr"
         )
     return State(
@@ -400,7 +401,8 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
         )
     if worlds[0] != worlds[1]:
         raise UsageError(
-            f"{where}: was trained by {worlds[0]} processes and cannot be resumed by {worlds[1]}; start as many"
+            f"{where}: was trained by {counted(worlds[0], 'process')} and cannot be resumed by {worlds[1]}; start "
+            "as many"
         )
 
 

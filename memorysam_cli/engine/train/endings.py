@@ -38,7 +38,7 @@ from memorysam_cli.errors import (
 )
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, lock, tensors
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -216,7 +216,8 @@ class Quarantine:
     def _too_many(self) -> DataError:
         some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
         return DataError(
-            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
+            f"{len(self)} of {counted(self.scenes, 'training scene')} cannot be read, more than "
+            f"data.max_bad={self.share:g} "
             f"allows: {some}; {self.run.quarantine} lists them: fix the files, or raise --max-bad"
         )
 
@@ -345,10 +346,11 @@ def finish(
         LawBroken: something was lost or counted twice.
     """
     if position.all_ignored:
-        console.warn(f"{position.all_ignored} batches had no labeled pixel and were skipped")
+        console.warn(f"{counted(position.all_ignored, 'batch', 'was')} skipped, without a labeled pixel")
     if len(quarantine):
         console.warn(
-            f"{len(quarantine)} training scenes cannot be read and were replaced by others; {run.quarantine} lists them"
+            f"{counted(len(quarantine), 'training scene', 'was')} unreadable and replaced by others; {run.quarantine} "
+            "lists them"
         )
     if position.best_miou is None or position.best_step is None:
         raise DivergedError(f"{run.path}: no validation gave a finite mIoU; there are no best weights")

@@ -24,7 +24,7 @@ from memorysam_cli.model.network import MEMORY, NOTES
 from memorysam_cli.model.weights import fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
-from memorysam_cli.text import typed_path
+from memorysam_cli.text import counted, typed_path
 
 READING = {"mean", "std", "channels", "bands", "scale", "offset"}
 """The settings of a sensor that affect the values in the network."""
@@ -190,8 +190,12 @@ def _fitting(
             fresh.append(name)
     rest = [name for name in fresh if not _HEADS.fullmatch(name)]
     unused = [name for name in state if name not in own and not _HEADS.fullmatch(name)]
-    notes = [f"{len(rest)} tensors start as in the base, or fresh: {_parts(rest)}"] if rest else []
-    return filled, fresh, notes + ([f"{len(unused)} tensors are not used here: {_parts(unused)}"] if unused else [])
+    notes = [f"{counted(len(rest), 'tensor', 'starts')} as in the base, or fresh: {_parts(rest)}"] if rest else []
+    return (
+        filled,
+        fresh,
+        notes + ([f"{counted(len(unused), 'tensor', 'is')} not used here: {_parts(unused)}"] if unused else []),
+    )
 
 
 def _memory_notes(
@@ -231,14 +235,14 @@ def _class_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
     pairs = _same_classes(initial, ours)
     kept = {here for _, here in pairs}
     lost = set(range(len(then))) - {there for there, _ in pairs}
-    groups = {
-        "classes keep the head of their name": [now[here] for here in sorted(kept)],
-        "classes begin fresh": [name for number, name in enumerate(now) if number not in kept],
-        "of its classes are not here": [then[there] for there in sorted(lost)],
-    }
-    for what, names in groups.items():
+    groups = (
+        ("class", "keeps", "the head of that name", [now[here] for here in sorted(kept)]),
+        ("class", "begins", "fresh", [name for number, name in enumerate(now) if number not in kept]),
+        ("class", "is", "not here", [then[there] for there in sorted(lost)]),
+    )
+    for thing, does, what, names in groups:
         if names:
-            yield f"{len(names)} {what}: {', '.join(names)}"
+            yield f"{counted(len(names), thing, does)} {what}: {', '.join(names)}"
 
 
 def _sensor_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
@@ -311,8 +315,8 @@ def _without_base(
     ]
     if others:
         raise WeightsError(
-            f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
+            f"--init {where}: its base weights are not this run's: {len(others)} of "
+            f"{counted(len(base), 'tensor', 'differs')} ({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
         )
     return {name: tensor for name, tensor in state.items() if name not in base}
 

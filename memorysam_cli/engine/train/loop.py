@@ -36,7 +36,7 @@ from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.report.live import Progress, Slowdown
 from memorysam_cli.storage import documents
-from memorysam_cli.text import duration, size
+from memorysam_cli.text import counted, duration, size
 
 
 class Trainer:
@@ -166,8 +166,8 @@ class Trainer:
         ended_early = self.position.step < self.extent.last_step
         if ended_early and self.accelerator.is_main_process:
             console.note(
-                f"ends after epoch {self.position.epoch} of {self.recipe.train.epochs}: the last "
-                f"{self.recipe.train.patience} validations were no better (train.patience)"
+                f"ends after epoch {self.position.epoch} of {self.recipe.train.epochs}: none of the "
+                f"last {counted(self.recipe.train.patience or 0, 'validation')} was better (train.patience)"
             )
         return finish(
             self.run, self.learner, self.position, self.quarantine, scenes=self.extent.scenes_per_step,
@@ -182,7 +182,7 @@ class Trainer:
         if batches or self.position.step != self.position.epoch * self.extent.steps_per_epoch + done:
             raise WeightsError(
                 f"{where}: its checkpoint says step {self.position.step} and batch {self.position.batch} of epoch "
-                f"{self.position.epoch}, which cannot be with {self.extent.steps_per_epoch} steps an epoch"
+                f"{self.position.epoch}, which cannot be with {counted(self.extent.steps_per_epoch, 'step')} an epoch"
             )
         self._lacks_best = forget_lost_best(self.run, self.position)
         wait_for_all(self.accelerator)  # all processes have read the files that are written from here on
@@ -450,7 +450,7 @@ class Pace:
         """A summary of the epoch so far."""
         seconds = max(self._seconds, 1e-9)
         return (
-            f"{self._scenes} scenes in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
+            f"{counted(self._scenes, 'scene')} in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
             f"{100 * self._data / seconds:.0f} % of the time in the loader, "
             f"peak memory {size(runtime.peak_bytes(self.device))}"
         )

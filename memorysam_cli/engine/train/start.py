@@ -113,7 +113,8 @@ def refuse_unlabeled(recipe: Recipe, manifest: Manifest) -> None:
         scenes = manifest.of_split(split)
         if not any(_may_have_class(scene, manifest) for scene in scenes):
             raise DataError(
-                f"{info.name}: no labeled pixel in '{split}': all {len(scenes)} labels hold nothing but what counts as "
+                f"{info.name}: no labeled pixel in '{split}': {counted(len(scenes), 'label', 'holds')} nothing but "
+                "what counts as "
                 f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
                 f"or name another split with --set {key}=NAME"
             )
@@ -387,7 +388,7 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
         console.note(line)
     for path in run_start.damaged:
         aside = checkpoints.set_aside(path, "corrupt")
-        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
+        console.warn(f"{path}: is damaged and set aside as {aside.name}; continuing without it")
     for path in run_start.abandoned:
         # Left in place, the next --resume auto would return to them.
         console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
@@ -411,7 +412,8 @@ def refuse_full_disk(folder: Path, *, checkpoint: int, keep: int, present: int) 
     needed, free = int(count * checkpoint * DISK_MARGIN), _free(folder)
     if free is not None and free < needed:
         raise EnvironmentFault(
-            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
+            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} "
+            f"({counted(count, 'checkpoint')} of "
             f"{megabytes(checkpoint)}), free {megabytes(free)}; free some space or choose another --out, then run "
             "the same command again"
         )
@@ -441,7 +443,7 @@ def introduction(
 
     recipe, accelerator = learner.recipe, learner.accelerator
     settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.sensors
-    update = f"batch {settings.batch}, {settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}"
+    update = f"batch {settings.batch}, {settings.accumulate} accumulated, {counted(processes, 'process')}"
     trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield f"run       {run.path}"  # short lines: a terminal may be narrow
     yield f"device    {accelerator.device}"
@@ -450,7 +452,7 @@ def introduction(
         if len(frames) > 1:
             yield f"projected {sensor}, from {', '.join(frames)}"
     yield f"scenes    {scenes}, in {counted(steps_per_epoch, 'update')} per epoch"
-    yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
+    yield f"update    {counted(settings.batch * settings.accumulate * processes, 'scene')} ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"
     if recipe.losses or recipe.trains_subsets:
         yield f"losses    {', '.join(recipe.terms)}"

@@ -7,7 +7,6 @@ crashes or hangs is reported once and then left alone; it does not affect any up
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -28,8 +27,8 @@ if TYPE_CHECKING:  # names() is called before the seconds that torch takes
 
     from memorysam_cli.engine.run_folder import RunFolder
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-"""Name of each tracker, which is also the name of its extra, and the module that it needs."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Name of each tracker, which is also the name of its extra."""
 MODULE = "memorysam_cli.engine.train.trackers"
 OPT_OUT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -60,9 +59,7 @@ def names(values: Iterable[str]) -> tuple[str, ...]:
     for name in trackers:
         if name not in TRACKERS:
             raise UsageError(f"--track {name}: is not a tracker{did_you_mean(name, TRACKERS)}")
-        spec = importlib.util.find_spec(TRACKERS[name])
-        if spec is None or spec.origin is None:  # a folder, not a module: W&B creates ./wandb
-            raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")
+        surroundings.refuse_missing_extra(name, option=f"--track {name}")
     return trackers
 
 

@@ -101,6 +101,8 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     root = run_folder.data_root(None if continued is None else continued.path, request.data)
     recipe = start.resolve(named, root)
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
+    surroundings.refuse_malformed()
+    surroundings.refuse_device(request.device, precision=recipe.train.precision)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
     start.refuse_sensors(recipe, scenes)

@@ -1,7 +1,8 @@
 """Import of the authors' released weights, and export of our weights to other layouts.
 
 First the import: complete, with a card, and nothing left out; then the content of the file's name, the recipe that
-follows from it, the data set, and the card. Then the export, and the check of a weights file.
+follows from it, the data set, and the card. Then the export, and the check of a weights file. Options, headers and
+cards are checked without torch.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from memorysam_cli import data as datasets
+from memorysam_cli import model as models
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.train.start import resolve
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
 from memorysam_cli.model import CARD, Base, Metric, WeightsCard, read_card
-from memorysam_cli.model.lora import adapter_config, adapter_state, scale_of
-from memorysam_cli.model.reference import Identity, from_reference, identify, to_reference, unwrapped
-from memorysam_cli.model.weights import Segmenter, load, load_unmerged, save_complete, versions
 from memorysam_cli.recipe import BACKBONES, Recipe
 from memorysam_cli.registry import ENCODERS
-from memorysam_cli.storage import atomic, documents, foreign, tensors
-from memorysam_cli.text import shown
+from memorysam_cli.storage import atomic, documents, tensors
+from memorysam_cli.text import counted, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memorysam_cli.model.reference import Identity
+    from memorysam_cli.model.weights import Segmenter
 
 LETTERS = {
     "deliver": {"RGB": "img", "I": "img", "D": "depth", "E": "event", "L": "lidar"},
@@ -79,14 +81,20 @@ def import_reference(
         WeightsError: it is unsafe, damaged, incomplete or not a MemorySAM checkpoint.
         DataError: ``root`` does not have the data set.
     """
+    _refuse_own(path)
+    # Options that do not fit are told before the seconds that torch takes; a name that says nothing, after the file.
+    asked = recipe is not None or modalities is not None
+    planned = _planned(path, recipe=recipe, modalities=modalities, root=root) if asked else None
+    from memorysam_cli.model.reference import from_reference, identify
+    from memorysam_cli.model.weights import save_complete, versions
+
     state = _read(path)
     identity = identify(state, where=shown(path))
-    chosen = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifests.data_root(root))
-    dataset = _dataset(chosen, root=root)
+    chosen, dataset = planned or _planned(path, recipe=recipe, modalities=modalities, root=root)
     if identity.tokens < len(dataset.classes):
         raise WeightsError(
-            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has {len(dataset.classes)} "
-            "classes; give the --recipe of the data set that it was trained on"
+            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has "
+            f"{counted(len(dataset.classes), 'class')}; give the --recipe of the data set that it was trained on"
         )
     trained = _trained_by(chosen, identity)
     card = WeightsCard(
@@ -101,12 +109,25 @@ def import_reference(
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of either format, without prefixes from training."""
-    if path.suffix != ".safetensors":
-        return unwrapped(foreign.read_torch(path))
-    state, metadata = tensors.read(path)
-    if CARD in metadata:
+    from memorysam_cli.model.reference import unwrapped
+    from memorysam_cli.storage import foreign
+
+    return unwrapped(tensors.read(path)[0] if path.suffix == ".safetensors" else foreign.read_torch(path))
+
+
+def _refuse_own(path: Path) -> None:
+    """Refuse memorysam's own files, and files that are no weights by their first bytes."""
+    tensors.check_file(path)
+    if path.suffix == ".safetensors" and CARD in tensors.read_metadata(path):
         raise WeightsError(f"{shown(path)}: is already a memorysam weights file; use it as it is")
-    return unwrapped(state)
+
+
+def _planned(
+    path: Path, *, recipe: str | None, modalities: tuple[str, ...] | None, root: Path | None
+) -> tuple[Recipe, DatasetInfo]:
+    """The recipe and the data set of imported weights, from the file's name and the options."""
+    chosen = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifests.data_root(root))
+    return chosen, _dataset(chosen, root=root)
 
 
 @dataclass(frozen=True)
@@ -338,23 +359,40 @@ def export(path: Path, out: Path, *, form: WeightsFormat) -> ExportedWeights:
         EnvironmentFault: it cannot be written.
     """
     card = read_card(path)
+    refuse_layout(card, form=form, where=shown(path))
+    # Here: what was typed, and what the card says, has been looked at, and torch takes seconds.
+    from memorysam_cli.model.lora import scale_of
+    from memorysam_cli.model.reference import to_reference
+    from memorysam_cli.model.weights import load_unmerged
+
     if form == "merged":
-        _refuse_beyond_sam2(card, where=shown(path), whose="plain sam2")
-        state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
+        state = {name.removeprefix("sam."): tensor for name, tensor in models.load(path).state_dict().items()}
         return ExportedWeights(len(state), _write(out, state))
-    _refuse_without_lora(card, form=form, where=shown(path))
-    if form == "reference":
-        _refuse_other_networks(card, where=shown(path))
     network = load_unmerged(path)
     if form == "peft":
         return _write_adapter(network, out)
     try:
-        state = to_reference(network.state_dict(), scale=_scale(card, where=shown(path)))
+        state = to_reference(network.state_dict(), scale=scale_of(card.recipe.model.lora))
     except WeightsError as error:
         raise WeightsError(f"{shown(path)}: {error}") from None
     is_usual = card.tokens == UPSTREAM_TOKENS
     note = f"these weights have {card.tokens} class tokens; upstream's code builds {UPSTREAM_TOKENS}: change it there"
     return ExportedWeights(len(state), _write(out, state), notes=() if is_usual else (note,))
+
+
+def refuse_layout(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
+    """Refuse a layout that cannot hold the weights, from their card alone.
+
+    Raises:
+        WeightsError: the message says why, and names a layout that can.
+    """
+    if form == "merged":
+        _refuse_beyond_sam2(card, where=where, whose="plain sam2")
+        return
+    _refuse_without_lora(card, form=form, where=where)
+    if form == "reference":
+        _refuse_other_networks(card, where=where)
+        _refuse_other_lora(card, where=where)
 
 
 def _refuse_without_lora(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
@@ -373,7 +411,7 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
     model = card.recipe.model
     if model.backbone not in BACKBONES:
         raise WeightsError(
-            f"{where}: its encoder is '{shown(model.backbone)}'; the upstream layout knows SAM 2's Hiera only; "
+            f"{where}: its encoder is '{shown(model.backbone)}'; the authors' layout supports only SAM 2's Hiera; "
             "use --format merged"
         )
     _refuse_beyond_sam2(card, where=where, whose="the upstream code")
@@ -390,23 +428,28 @@ def _refuse_beyond_sam2(card: WeightsCard, *, where: str, whose: str) -> None:
             )
 
 
-def _scale(card: WeightsCard, *, where: str) -> float:
-    """The factor of LoRA's output; refuse other kinds of LoRA, which the authors' code does not have."""
+def _refuse_other_lora(card: WeightsCard, *, where: str) -> None:
+    """Refuse other kinds of LoRA, which the authors' code does not have."""
     lora = card.recipe.model.lora
     if lora.dora or set(lora.targets) != {"q", "v"}:
         kind = "DoRA" if lora.dora else f"LoRA on {', '.join(lora.targets)}"
-        raise WeightsError(f"{where}: has {kind}; the upstream layout knows LoRA on q and v only; use --format merged")
-    return scale_of(lora)
+        raise WeightsError(
+            f"{where}: has {kind}; the authors' layout supports only LoRA on q and v; use --format merged"
+        )
 
 
 def _write(out: Path, state: dict[str, Tensor]) -> str:
     if out.suffix == ".safetensors":
         return tensors.write(out, state, {"format": "pt"})
+    from memorysam_cli.storage import foreign
+
     return foreign.write_torch(out, state)
 
 
 def _write_adapter(network: Segmenter, out: Path) -> ExportedWeights:
     """Write an adapter folder in PEFT's format: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
+    from memorysam_cli.model.lora import adapter_config, adapter_state
+
     model = network.card.recipe.model
     published = ENCODERS.get(model.backbone).published
     config = adapter_config(model.lora, network.encoder).to_dict()
@@ -427,7 +470,9 @@ def verify_weights(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: any check fails, or the logits of a small test image are not finite.
     """
-    network = load(path)
+    import torch
+
+    network = models.load(path)
     frames = [torch.zeros(1, 3, TEST_PX, TEST_PX) for _ in network.card.modalities]
     with torch.inference_mode():
         logits = network.logits(frames)

@@ -20,7 +20,7 @@ from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
 from memorysam_cli.storage.hub import CARD, Upload
-from memorysam_cli.text import command, shown
+from memorysam_cli.text import command, counted, shown
 
 LICENSE = "apache-2.0"
 """The licenses of SAM 2, on which all weights are based, and of memorysam."""
@@ -197,7 +197,7 @@ def _what(card: WeightsCard) -> str:
     sensors = ", ".join(plain(modality.name) for modality in card.modalities)
     count = len(card.modalities)
     return (
-        f"Semantic segmentation of {len(card.dataset.classes)} classes from {count} sensor{'s' * (count > 1)} "
+        f"Semantic segmentation of {counted(len(card.dataset.classes), 'class')} from {counted(count, 'sensor')} "
         f"({sensors}), trained on {plain(card.dataset.title)}. The network is MemorySAM (arXiv 2503.06700): SAM 2's "
         f"video memory ({plain(card.recipe.model.backbone)}) runs across the aligned images of one scene."
     )
@@ -321,8 +321,8 @@ def public_recipe(card: WeightsCard) -> str:
 def _limits(facts: CardFacts) -> str:
     card = facts.card
     lines = [
-        f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, even if the pixel "
-        "shows something else.",
+        f"It knows the {counted(len(card.dataset.classes), 'class')} above and gives each pixel one of them, even if "
+        "the pixel shows something else.",
         f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
         "Score it on your own data first: `memorysam evaluate`, and `--robustness` for failing sensors.",
         "The sensors must be aligned to each other, pixel by pixel.",

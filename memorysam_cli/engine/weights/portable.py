@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import io
 import logging
 import math
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from memorysam_cli import __version__
 from memorysam_cli.encoders import products
+from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.infer.decision import ONE_BYTE
 from memorysam_cli.engine.infer.inference import choose_modalities
 from memorysam_cli.engine.infer.views import sensors_of
@@ -172,7 +172,8 @@ def export(
         CheckFailedError: the exported network differs from PyTorch; no file is kept.
         EnvironmentFault: it cannot be written.
     """
-    refuse_missing(form)
+    if form == "onnx":
+        surroundings.refuse_missing_extra("onnx", option="--format onnx")
     card = read_card(path)
     chosen = choose_modalities(card.modalities, modalities)
     height, width = size or (card.image_size, card.image_size)
@@ -221,17 +222,6 @@ def _refuse_unlike(found: Mapping[GraphShape, Likeness], out: Path) -> None:
 def _compared(network: Segmenter, run: Run, shape: GraphShape) -> dict[GraphShape, Likeness]:
     """As :func:`compare`, in all shapes."""
     return {each: compare(network, run, each) for each in shape.checked()}
-
-
-def refuse_missing(form: PortableFormat) -> None:
-    """Refuse ONNX without its packages.
-
-    Raises:
-        UsageError: the message says what to install.
-    """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if form == "onnx" and missing:
-        raise UsageError(f"--format onnx: needs {', '.join(missing)}; pip install 'memorysam[onnx]'")
 
 
 def describe(

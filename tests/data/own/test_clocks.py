@@ -116,7 +116,7 @@ def test_two_clocks_of_a_rig_pair_one_to_one_and_the_rest_is_counted(tmp_path: P
         ("rgb/1700000000.300.png", "ir/1700000000303000000.png"),
     ]
     said = "'ir' pairs by time with 'rgb': 3 pairs within 20 ms; without a partner: 1 of 'rgb', 1 of 'ir'"
-    assert said in found.notes and "1 of 4 frames of 'rgb' are left out" in found.notes
+    assert said in found.notes and "1 of 4 frames of 'rgb' left out" in found.notes
     apart = clocks.offsets(tmp_path, found.manifest.scenes, found.manifest.info.layout)
     assert apart == {"ir": (8 * MS, -15 * MS, 3 * MS)}
     assert found.laws["files matched = files of scenes"]["left"] == 8

@@ -133,10 +133,10 @@ def test_two_folders_that_could_be_labels_are_refused_with_what_to_type(tmp_path
 def test_what_neither_name_nor_content_tells_is_refused(tmp_path: Path) -> None:
     write(tmp_path, photo="rgb/#.png", deep="device/#.png")
     said = refusal(tmp_path)
-    assert "device/1.png: holds 1 channel(s) of uint16, and its name means no kind of sensor" in said
+    assert "device/1.png: holds 1 channel of uint16, and its name means no kind of sensor" in said
     assert propose(tmp_path, kinds={"device": "depth"}).modalities["device"] == "device/*.png"
     write(tmp_path / "only", label="labels/#.png")
-    assert "all 3 pictures look like labels" in refusal(tmp_path / "only")
+    assert "3 pictures look like labels" in refusal(tmp_path / "only")
     with pytest.raises(DataError, match=r"no picture below it \(saw no file at all"):
         propose(tmp_path / "nothing")
 

@@ -65,7 +65,7 @@ def test_splits_without_labels_are_refused_by_name_and_left_out_of_all(
     data = manifest(
         tmp_path, scene("a", "val"), scene("b", "test"), scene("c", "test", label=None), unlabeled=("test",)
     )
-    with pytest.raises(DataError, match=r"1 of 2 scenes in split 'test' have no label.*predict --split test"):
+    with pytest.raises(DataError, match=r"1 of 2 scenes in split 'test' without a label.*predict --split test"):
         evaluation.labeled_splits(data, "val,test")
     assert evaluation.labeled_splits(data, "all") == ("val",)
     assert "left out, because they have no labels: test" in capsys.readouterr().err
@@ -91,11 +91,11 @@ def test_a_list_under_two_names_flatters_too(tmp_path: Path) -> None:
     shared = [scene(f"val/{name}", "val", label=f"{name}.png") for name in "ab"]
     again = [scene(f"test/{name}", "test", label=f"{name}.png") for name in "bc"]
     (line,) = evaluation.flattery(manifest(tmp_path, *shared, *again), selection(), splits=["test"])
-    assert line.startswith("1 of 2 scenes of 'test' are also in 'val', which chose these weights")
+    assert line.startswith("'test' shares 1 of 2 scenes with 'val', which chose these weights")
 
 
 def test_training_on_a_part_of_the_split_that_chose_flatters_twice(tmp_path: Path) -> None:
     leak = [scene("train/a", "train", label="a.png"), scene("val/a", "val", label="a.png"), scene("val/b", "val")]
     chose, trained = evaluation.flattery(manifest(tmp_path, *leak), selection(), splits=["val"])
     assert "'val' also chose these weights" in chose
-    assert trained.startswith("1 of 2 scenes of 'val' are also in 'train', which trained these weights")
+    assert trained.startswith("'val' shares 1 of 2 scenes with 'train', which trained these weights")

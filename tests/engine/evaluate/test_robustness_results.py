@@ -187,7 +187,7 @@ def test_the_table_says_how_it_came_about(
     results.show(report(kind, **options))
     said = capsys.readouterr()
     assert says in said.out
-    assert ("3 scenes in 2 process(es)" in said.err) == (kind == "nm")
+    assert ("3 scenes in 2 processes" in said.err) == (kind == "nm")
 
 
 @pytest.mark.parametrize(("kind", "letters"), [("any", "p"), ("emm", "p"), ("rmm", "rp"), ("nm", "")])

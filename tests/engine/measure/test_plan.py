@@ -224,6 +224,21 @@ def test_hours_follow_from_the_papers_arithmetic(monkeypatch: pytest.MonkeyPatch
     assert hours["fp32"] == pytest.approx(45.4, abs=0.1) and hours["bf16"] == pytest.approx(5.76, abs=0.01)
 
 
+@pytest.mark.parametrize("card", rates.CARDS)
+def test_no_card_is_slower_in_a_coarser_precision(card: str) -> None:
+    peaks = [peak for precision in rates.PRECISIONS if (peak := rates.CARDS[card].peak(precision))]
+    reached = [each.flops_per_second for each in rates.estimate_on_card(card, flops=10**12, updates=None)]
+    assert peaks == sorted(peaks) and reached == sorted(reached) and len(peaks) == len(reached)
+
+
+def test_tf32_of_a_geforce_card_is_as_fast_as_its_float32() -> None:
+    """60 % of 35.6 TFLOP/s is 21.36, more than 32 % of as much on tensor cores; 32 % of 71 is 22.72."""
+    found = {each.precision: each for each in rates.estimate_on_card("RTX 3090", flops=10**12, updates=None)}
+    rated = {precision: each.flops_per_second / 1e12 for precision, each in found.items()}
+    assert rated == pytest.approx({"fp32": 21.36, "tf32": 21.36, "bf16": 22.72, "fp16": 22.72})
+    assert found["tf32"].source == "60 % of the data sheet's 35.6 TFLOP/s"
+
+
 def test_cards_of_the_asked_size_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(count, "training_flops", lambda *_, **__: 10**12)
     target = Target(recipes.load("deliver"), 25, Frames(((1024, 1024),), (1042, 1042)), "published")

@@ -38,7 +38,7 @@ def scenes(*names: str) -> list[Scene]:
     ids=ascii,
 )
 def test_scenes_that_would_share_a_file_are_refused(names: tuple[str, str]) -> None:
-    with pytest.raises(DataError, match="1 pairs of scenes would share an output file"):
+    with pytest.raises(DataError, match="1 pair of scenes would share an output file"):
         folder.refuse_collisions(scenes(*names))
 
 

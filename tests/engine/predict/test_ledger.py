@@ -79,6 +79,6 @@ def test_success_is_written_last_and_only_if_all_scenes_are_accounted_for(data: 
 def test_nothing_done_is_no_success(data: Manifest, tmp_path: Path) -> None:
     totals = Totals(data.info)
     totals.add(failed("a"))
-    with pytest.raises(DataError, match="none of 1 scenes could be read; the first: cut"):
+    with pytest.raises(DataError, match="no scene of 1 could be read; the first: cut"):
         finish(tmp_path, totals, Trees(), {}, scenes=1, extras=())
     assert not (tmp_path / "_SUCCESS.json").exists()

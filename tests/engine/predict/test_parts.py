@@ -215,7 +215,7 @@ def test_a_run_without_shards_is_refused_where_parts_are_unless_it_may_overwrite
 ) -> None:
     pretend(job, out, 0)
     before = tree(out)
-    with pytest.raises(UsageError, match="1 of 3 parts of a prediction in shards are done there"):
+    with pytest.raises(UsageError, match="holds 1 of 3 parts of a prediction in shards"):
         running.run(job, out, RunOptions("cpu", workers=0))
     assert tree(out) == before
     running.run(job, out, RunOptions("cpu", workers=0, overwrite=True))

@@ -124,7 +124,7 @@ def test_an_unfinished_prediction_of_another_job_is_refused_by_name_and_untouche
 ) -> None:
     cut(job, out, after=4)
     before = clean(tree(out))
-    with pytest.raises(UsageError, match=r"4 scenes of another prediction \(other --batch\) are done there"):
+    with pytest.raises(UsageError, match=r"holds 4 scenes of another prediction \(other --batch\)"):
         predict(job_of(data, batch=3), out)
     assert clean(tree(out)) == before
 
@@ -372,7 +372,7 @@ def test_a_shard_tells_how_scenes_that_were_left_out_are_tried_again(
     predict(job, out, skip_bad=True)
     capsys.readouterr()
     predict(job, out, skip_bad=True, shard=Shard(0, 2))
-    assert "without --shard, the 1 scenes left out are tried again" in capsys.readouterr().err
+    assert "without --shard, the 1 scene left out will be tried again" in capsys.readouterr().err
 
 
 def test_all_devices_that_took_part_are_named(job: Job, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

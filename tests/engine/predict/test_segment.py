@@ -154,7 +154,7 @@ def test_bad_scenes_are_listed_and_the_others_done_if_that_is_asked(
 
 def test_nothing_done_is_no_success_even_if_bad_scenes_may_be_skipped(data: Manifest, tmp_path: Path) -> None:
     (data.root / data.scenes[0].files["img"][0]).write_bytes(b"")
-    with pytest.raises(DataError, match="none of 1 scenes could be read"):
+    with pytest.raises(DataError, match="no scene of 1 could be read"):
         segment(data, tmp_path / "out", data.scenes[:1], skip_bad=True)
     assert not (tmp_path / "out/_SUCCESS.json").exists()
 

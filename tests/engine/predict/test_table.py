@@ -102,7 +102,7 @@ def test_folders_are_read_as_what_they_hold(job: Job, other: Job, out: Path) -> 
     (out / "thesis.txt").unlink()
     begin(job, out)
     assert look(out, job, parts=1) == Begun(1)
-    assert look(out, job, parts=3) == Begun(1, ("1 parts, not 3",), scenes_done=1)
+    assert look(out, job, parts=3) == Begun(1, ("1 part, not 3",), scenes_done=1)
     assert look(out, other, parts=1) == Begun(1, ("other --batch",), scenes_done=1)
     report = run(job, out, RunOptions("cpu", workers=0))
     assert report is not None

@@ -137,11 +137,11 @@ def test_a_run_that_gets_no_better_ends_well_and_can_be_continued(
     still = changed(changed(small, "optim", lr=1e-30), "train", epochs=5, patience=2, batch=10)
     result = start(still, rendered, tmp_path / "run")
     assert (result.steps, result.best_step, result.ended_early) == (3, 1, True)
-    told = "ends after epoch 3 of 5: the last 2 validations were no better (train.patience)"
+    told = "ends after epoch 3 of 5: none of the last 2 validations was better (train.patience)"
     assert told in capsys.readouterr().err
     path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     again = start(still, rendered, tmp_path / "run", resume=path)
     assert (again.steps, again.ended_early) == (3, True) and told in capsys.readouterr().err
     on = start(changed(still, "train", patience=None), rendered, tmp_path / "run", resume=path)
     assert (on.steps, on.best_step, on.ended_early) == (5, 1, False)
-    assert "no better" not in capsys.readouterr().err
+    assert "was better" not in capsys.readouterr().err

@@ -114,9 +114,9 @@ def test_classes_keep_the_head_of_their_name_and_others_begin_fresh(
     assert found.fresh == sum(name.startswith(f"{HEAD}output_hypernetworks_mlps.2.") for name in own)
     assert found.taken + found.fresh == len(own) and len(shared) > 50
     kept, new, lost = found.notes
-    assert kept == f"--init {trained}: 2 classes keep the head of their name: {names[0]}, {names[2]}"
-    assert new == f"--init {trained}: 1 classes begin fresh: Unicorn"
-    assert lost.startswith(f"--init {trained}: 23 of its classes are not here: ")
+    assert kept == f"--init {trained}: 2 classes keep the head of that name: {names[0]}, {names[2]}"
+    assert new == f"--init {trained}: 1 class begins fresh: Unicorn"
+    assert lost.startswith(f"--init {trained}: 23 classes are not here: ")
 
 
 def test_the_same_classes_in_another_order_keep_their_heads(trained: Path, small: Recipe, rendered: Manifest) -> None:

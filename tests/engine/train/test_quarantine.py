@@ -70,7 +70,7 @@ def test_others_stand_in_for_a_bad_scene_and_the_laws_hold(
     assert (result.left_out, result.steps, result.scenes) == (1, 4, 20)
     assert all(law["holds"] for law in result.laws.values())
     assert [row["scene"] for row in documents.read_json_lines(result.run / "quarantine.jsonl")] == [bad_scene]
-    assert "1 training scenes cannot be read and were replaced by others" in capsys.readouterr().err
+    assert "1 training scene was unreadable and replaced by others" in capsys.readouterr().err
     short = changed(recipe, "train", max_steps=2)
     start(short, rendered, tmp_path / "halved")
     found, _ = checkpoints.newest_valid(tmp_path / "halved" / "checkpoints")
