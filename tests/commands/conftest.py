@@ -1,11 +1,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from memorysam_cli.engine.measure import count
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import children
+
+from .. import forked
 from .trained import Program
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_children() -> Iterator[None]:
+    """What opens other people's weights, or asks the Hub, is forked from a process that has imported torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "start", forked.start)
+        yield
 
 
 @pytest.fixture
@@ -19,3 +34,27 @@ def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.fixture
 def memorysam(capsys: pytest.CaptureFixture[str]) -> Program:
     return Program(capsys)
+
+
+@pytest.fixture
+def counted_once(counts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the same recipe takes is counted once for a module: a plan is a dozen counts, of a second each."""
+
+    def once(name: str) -> Callable[..., Any]:
+        honest = getattr(count, name)
+
+        def known(recipe: Recipe, **options: Any) -> Any:
+            key = f"{name} {recipe.model_dump_json()} {options}"
+            if key not in counts:
+                counts[key] = honest(recipe, **options)
+            return counts[key]
+
+        return known
+
+    for name in ("training", "validation", "prediction", "training_flops"):
+        monkeypatch.setattr(count, name, once(name))
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[str, Any]:
+    return {}

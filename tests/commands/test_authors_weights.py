@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from memorysam_cli.engine.weights import exchange
 from memorysam_cli.model.reference import reference_shapes
 
 from ..data.trees import write_tree
@@ -28,6 +30,14 @@ def test_the_page_works_as_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = Program(capsys)
+    choose = exchange.choose_recipe
+
+    def small(*arguments: Any, **options: Any) -> Any:
+        """A scene of four sensors at 1024 pixels takes a quarter of a minute."""
+        recipe = choose(*arguments, **options)
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": 64})})
+
+    monkeypatch.setattr(exchange, "choose_recipe", small)
     write_tree("deliver", tmp_path / "data" / "DELIVER", scenes={"train": 1, "val": 1, "test": 1})
     for name in FILES:
         torch.save(drawn(reference_shapes("nano", tokens=25, rank=4)), tmp_path / name)
@@ -49,9 +59,7 @@ def test_the_page_works_as_written(
 
 
 def test_the_files_that_it_tells_of_are_understood() -> None:
-    from memorysam_cli.engine.weights.exchange import choose_recipe
-
     told = re.findall(r"^\| `(\S+\.pth)` \| ([^|]+) \|", PAGE, re.MULTILINE)
     assert len(told) == 2
     for name, modalities in told:
-        assert ", ".join(choose_recipe(Path(name), recipe=None, modalities=None).data.modalities) == modalities
+        assert ", ".join(exchange.choose_recipe(Path(name), recipe=None, modalities=None).data.modalities) == modalities

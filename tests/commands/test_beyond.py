@@ -17,7 +17,7 @@ from memorysam_cli.model.memory import EncodedFrame
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.weights import build_for_training, save
 
-from .trained import Program
+from .trained import Program, traced_by
 
 SENSORS = ("img", "depth", "event")
 PAIR = (1, 2)
@@ -53,27 +53,42 @@ LOOKS: dict[str, tuple[object, ...]] = {
     "export": ("export", "w.safetensors", "--format", "torch-export", "--json", "--out", "m.pt2", *TWO),
     "export to ONNX": ("export", "w.safetensors", "--format", "onnx", "--json", "--out", "m.onnx", *TWO),
 }
-SLOW = {"export to ONNX"}  # rewriting the graph takes most of a minute
+SLOW = {"export", "export to ONNX"}  # tracing takes half a minute, rewriting the graph as much again
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
+    """The sensors of whatever frames a network is shown."""
+    found: set[tuple[int, ...]] = set()
+    honest = MemorySAM.outputs
+
+    def outputs(self: MemorySAM, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]) -> Any:
+        found.update(tuple(pool[place].sensor for place in places) for places in sequences)
+        return honest(self, pool, sequences)
+
+    monkeypatch.setattr(MemorySAM, "outputs", outputs)
+    return found
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LOOKS]
 )
 def test_every_command_says_which_sensors_are_there(
-    name: str, here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+    name: str, here: Path, memorysam: Program, seen: set[tuple[int, ...]]
 ) -> None:
     """What an export writes is compared with PyTorch by the command itself."""
-    seen: set[tuple[int, ...]] = set()
-    honest = MemorySAM.outputs
-
-    def outputs(self: MemorySAM, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]) -> Any:
-        seen.update(tuple(pool[place].sensor for place in places) for places in sequences)
-        return honest(self, pool, sequences)
-
-    monkeypatch.setattr(MemorySAM, "outputs", outputs)
     ended = memorysam(*LOOKS[name])
     assert ended.code == 0, ended.err
-    assert seen == {(1, 2)}
+    assert seen == {PAIR}
+
+
+def test_what_an_export_traces_is_the_network_with_those_sensors(
+    here: Path, memorysam: Program, seen: set[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command as far as tracing; that a traced graph computes the same is the promise of test_portable.py."""
+    compared = traced_by(memorysam, LOOKS["export"], monkeypatch)
+    assert seen == {PAIR}
+    torch.testing.assert_close(*compared, rtol=1e-4, atol=1e-4)
 
 
 def test_what_other_code_has_no_place_for_is_refused(here: Path, memorysam: Program) -> None:

@@ -15,10 +15,12 @@ from memorysam_cli.engine.measure import bench as benchmark
 from memorysam_cli.engine.measure import trials
 from memorysam_cli.engine.measure.rates import Rate
 from memorysam_cli.engine.measure.trials import Outcome
+from memorysam_cli.engine.weights import portable
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.storage import hub
 
 from ..model.upstream import drawn
+from .trained import stand_in
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
 DOCUMENTED = {
@@ -27,7 +29,7 @@ DOCUMENTED = {
     }
     for section in PAGE.split("\n## ")[1:]
 }
-TINY = ["data.image_size=64", "data.workers=0", "train.batch=4", "train.max_steps=1"]
+TINY = ["data.image_size=32", "data.workers=0", "train.batch=4", "train.max_steps=1"]
 CHANGES = [word for change in TINY for word in ("--set", change)]
 BEST = "runs/latest/checkpoints/best.safetensors"
 COMMANDS = {
@@ -88,10 +90,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with contextlib.chdir(tmp_path_factory.mktemp("here")), pytest.MonkeyPatch.context() as patch:
         torch.save(drawn(reference_shapes("nano", tokens=25, rank=4)), "RGBD_epoch1_2.0.pth")
         patch.setattr(hub, "fetch", lambda repo, filename, **options: Path(filename))
-        # test_bench.py measures; here the names are what counts
+        # test_bench.py measures and test_export.py exports; here the names are what counts
         patch.setattr(benchmark, "matmul_rate", lambda _device, precision: Rate(1e9, precision))
         peak = Outcome(True, seconds=(1.0,), peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
         patch.setattr(trials, "run", lambda _trial: peak)
+        shape = portable.GraphShape(1, 1, 32, 32)
+        patch.setattr(portable, "export", lambda _path, out, **_: stand_in(out, shape))
         for name, arguments in COMMANDS.items():
             out = io.StringIO()
             with contextlib.redirect_stdout(out):

@@ -32,6 +32,7 @@ QUICK = [word for change in TINY for word in ("--set", change)]
 CARD = Capacity(total=80 * 10**9, free=79 * 10**9)
 
 
+@pytest.mark.usefixtures("counted_once")
 def test_every_command_of_the_page_works_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from memorysam_cli.engine.measure.trials import Outcome, Trial
 
 from .trained import Ended, Program
 
+pytestmark = pytest.mark.usefixtures("counted_once")
 TINY = ["model.backbone=nano", "data.image_size=64", "data.workers=0", "train.batch=4", "train.max_steps=1"]
 SETS = [word for change in TINY for word in ("--set", change)]
 

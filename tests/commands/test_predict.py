@@ -213,6 +213,8 @@ def test_what_is_missing_can_be_fed_as_zeros(here: Path, memorysam: Program) -> 
 
 
 def test_augmented_predictions_score_what_evaluate_says(here: Path, memorysam: Program) -> None:
+    """Of two small scenes: each becomes 13 windows, seen twice."""
+    write_data(here / "data", [(f"fog/val/a/00000{n}", "val", "fog", None, (40, 56)) for n in (1, 2)])
     view = ("--tta-scales", "1,1.5", "--tile", "--workers", 0, "--json")
     scored = memorysam("evaluate", *view).answer["protocols"]["native"]
     report = memorysam("predict", "data", "--split", "val", "--confidence", *view).answer

@@ -15,7 +15,7 @@ from memorysam_cli.model import load
 from memorysam_cli.model.network import Projection
 
 from ..data.own_sensors import write_sensors
-from .trained import Program
+from .trained import Program, traced_by
 
 TINY = ("model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=2")
 LEARN = ("model.projection=[ms]", "optim.lr=0.01", "robust.subset.weight=1", "robust.subset.weak=[ms]")
@@ -78,10 +78,22 @@ def test_a_failing_sensor_fails_with_all_its_frames(here: Path, memorysam: Progr
     assert noisy.code == 0, noisy.err
 
 
-def test_exports_have_it_merged_weights_too_and_plain_sam2_is_refused(here: Path, memorysam: Program) -> None:
-    ended = memorysam("export", WEIGHTS, "--format", "torch-export", "--size", "32", "--out", "m.pt2", "--json")
+EXPORT = ("export", WEIGHTS, "--format", "torch-export", "--size", "32", "--out", "m.pt2", "--json")
+
+
+@pytest.mark.slow  # tracing takes a quarter of a minute
+def test_an_export_has_it(here: Path, memorysam: Program) -> None:
+    ended = memorysam(*EXPORT)
     assert ended.code == 0, ended.err  # compared with PyTorch by the command itself
     assert ended.answer["input"] == [1, 3, 3, 32, 32] and ended.answer["relative"] < 1e-4
+
+
+def test_what_an_export_traces_has_it(here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a traced graph computes the same is the promise of test_portable.py."""
+    torch.testing.assert_close(*traced_by(memorysam, EXPORT, monkeypatch), rtol=1e-4, atol=1e-4)
+
+
+def test_merged_weights_have_it_and_plain_sam2_is_refused(here: Path, memorysam: Program) -> None:
     ended = memorysam("weights", "merge", WEIGHTS, "--out", "m.safetensors")
     assert ended.code == 0, ended.err
     frames = [torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in range(3)]

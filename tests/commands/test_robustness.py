@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.engine import run_folder
 
-from .trained import Ended, Program, save_weights
+from .trained import Ended, Program, answered, save_weights
 
 MODALITIES = ("img", "depth", "event", "lidar")
 
@@ -41,6 +44,14 @@ def evaluate(here: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+@pytest.fixture(scope="module")
+def told(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """The answer of ``evaluate`` with some options, which run once however many tests ask."""
+    folder = tmp_path_factory.mktemp("told")
+    shutil.copytree(template, folder, symlinks=True, dirs_exist_ok=True)
+    return functools.cache(lambda *arguments: answered(folder, "evaluate", "--workers", 0, *arguments))
+
+
 def test_emm_prints_the_15_sets_their_average_and_the_expected_values(evaluate: Any) -> None:
     ended = evaluate("--robustness", "emm")
     assert ended.code == 0
@@ -52,27 +63,27 @@ def test_emm_prints_the_15_sets_their_average_and_the_expected_values(evaluate: 
     assert "runs/small-1/evaluate/val" in ended.out
 
 
-def test_the_first_figure_is_the_plain_evaluation(evaluate: Any) -> None:
-    plain = evaluate("--json").answer
+def test_the_first_figure_is_the_plain_evaluation(told: Any) -> None:
+    plain = told()
     for kind in ("any", "emm"):
-        found = evaluate("--robustness", kind, "--json").answer["levels"][0]["sets"][0]
+        found = told("--robustness", kind)["levels"][0]["sets"][0]
         assert found["missing"] == []
         assert found["miou"] == pytest.approx(plain["miou"], abs=0.05)
         assert found["miou_present"] == pytest.approx(plain["miou_present"], abs=0.05)
 
 
-def test_a_dropped_sensor_is_what_evaluate_gives_without_it(evaluate: Any) -> None:
-    sets = evaluate("--robustness", "any", "--json").answer["levels"][0]["sets"]
+def test_a_dropped_sensor_is_what_evaluate_gives_without_it(told: Any) -> None:
+    sets = told("--robustness", "any")["levels"][0]["sets"]
     alone = next(each for each in sets if each["available"] == ["img", "lidar"])
-    assert alone["miou"] == pytest.approx(evaluate("--modalities", "img,lidar", "--json").answer["miou"], abs=0.05)
+    assert alone["miou"] == pytest.approx(told("--modalities", "img,lidar")["miou"], abs=0.05)
 
 
-def test_a_zeroed_sensor_is_what_evaluate_gives_with_zeros(evaluate: Any) -> None:
-    sets = evaluate("--robustness", "emm", "--json").answer["levels"][0]["sets"]
+def test_a_zeroed_sensor_is_what_evaluate_gives_with_zeros(told: Any) -> None:
+    sets = told("--robustness", "emm")["levels"][0]["sets"]
     alone = next(each for each in sets if each["available"] == ["img", "lidar"])
-    plain = evaluate("--modalities", "img,lidar", "--missing", "zero", "--json").answer
+    plain = told("--modalities", "img,lidar", "--missing", "zero")
     assert alone["miou"] == pytest.approx(plain["miou"], abs=0.05)
-    both = evaluate("--robustness", "any", "--json").answer
+    both = told("--robustness", "any")
     assert [level["level"] for level in both["levels"]] == ["dropped", "zeroed"]
     assert [each["miou"] for each in both["levels"][1]["sets"]] == pytest.approx([each["miou"] for each in sets])
 
@@ -104,21 +115,19 @@ def test_seeds_and_repeats_are_obeyed(evaluate: Any) -> None:
     assert first["levels"][2]["sets"][1]["miou"] != other["levels"][2]["sets"][1]["miou"]
 
 
-def test_native_labels_can_be_scored(evaluate: Any) -> None:
-    native = evaluate("--robustness", "any", "--protocol", "native", "--json").answer
+def test_native_labels_can_be_scored(told: Any) -> None:
+    native = told("--robustness", "any", "--protocol", "native")
     assert native["protocol"] == "native"
-    assert native["levels"][0]["sets"][0]["miou"] == pytest.approx(
-        evaluate("--json").answer["protocols"]["native"]["miou"], abs=0.05
-    )
+    assert native["levels"][0]["sets"][0]["miou"] == pytest.approx(told()["protocols"]["native"]["miou"], abs=0.05)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("emm", "--repeats", 2), "--repeats 2: means something to --robustness rmm and nm alone"),
+        (("emm", "--repeats", 2), "--repeats 2: works only with --robustness rmm or nm"),
         (("nm", "--repeats", 0), "--repeats"),
-        (("any", "--seed", 0), "--seed 0: means something to --robustness rmm and nm alone"),
-        (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: means something to --robustness nm alone"),
+        (("any", "--seed", 0), "--seed 0: works only with --robustness rmm or nm"),
+        (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: works only with --robustness nm"),
         (("nm", "--tta"), "--tta"),
         (("emm", "--missing", "drop"), "--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any"),
         (("rmm", "--missing", "zero"), "--missing zero: 'rmm' decides itself how a missing sensor is fed; use"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +25,10 @@ from memorysam_cli.engine.train import checkpoints, training
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.storage import documents, tensors
 
-from .trained import Ended
+from .trained import Ended, answered
 
 Run = Callable[..., Ended]
+Trained = Callable[[int], dict[str, Any]]
 TINY = ["model.backbone=nano", "data.image_size=64", "data.workers=0", "train.batch=2", "train.max_steps=2"]
 
 
@@ -59,7 +62,38 @@ def changes(*more: str) -> list[str]:
     return [word for change in [*TINY, *more] for word in ("--set", change)]
 
 
-@pytest.mark.parametrize("name", sorted(recipes.shipped()))
+@pytest.fixture(scope="module")
+def demo_runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, dict[str, Any]]]:
+    """A folder with a run of the demo's recipe, of so many updates, and what its training answered."""
+
+    @functools.cache
+    def train(steps: int) -> tuple[Path, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("demo")
+        words = changes(f"train.max_steps={steps}")
+        return folder, answered(folder, "train", "-r", "demo", "--data", data, *words)
+
+    return train
+
+
+@pytest.fixture
+def trained(memorysam: Run, demo_runs: Callable[[int], tuple[Path, dict[str, Any]]], tmp_path: Path) -> Trained:
+    """Leaves a copy of such a run in the current folder, and returns the answer."""
+
+    def copy(steps: int) -> dict[str, Any]:
+        folder, answer = demo_runs(steps)
+        shutil.copytree(folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+        return answer
+
+    return copy
+
+
+# With fewer sensors than a neighbour, and nothing else.
+FEWER = {"deliver-rgbd", "mcubes-ia", "mcubes-iad"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in FEWER)) for name in sorted(recipes.shipped())]
+)
 def test_every_shipped_recipe_trains_two_steps_on_rendered_scenes(name: str, memorysam: Run) -> None:
     auto = ["data.dataset=synthetic"] if name == "default" else []
     ended = memorysam("train", "--recipe", name, "--json", *changes(*auto))
@@ -73,8 +107,8 @@ def test_every_shipped_recipe_trains_two_steps_on_rendered_scenes(name: str, mem
     assert Path(answer["best"]).is_file() and Path(answer["last"]).is_file()
 
 
-def test_the_weights_of_a_run_are_found_by_the_other_commands(memorysam: Run) -> None:
-    answer = memorysam("train", "-r", "demo", "--json", *changes()).answer
+def test_the_weights_of_a_run_are_found_by_the_other_commands(memorysam: Run, trained: Trained) -> None:
+    answer = trained(2)
     scored = memorysam("evaluate", "--json", "--workers", 0, "--batch", 2)
     assert scored.code == 0, scored.err
     assert scored.answer["miou"] == pytest.approx(answer["miou"], abs=0.05)
@@ -87,8 +121,8 @@ def test_the_weights_of_a_run_are_found_by_the_other_commands(memorysam: Run) ->
     assert merged["miou"] == scored.answer["miou"]
 
 
-def test_damaged_weights_do_not_verify(memorysam: Run, tmp_path: Path) -> None:
-    best = Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["best"])
+def test_damaged_weights_do_not_verify(memorysam: Run, trained: Trained, tmp_path: Path) -> None:
+    best = Path(trained(2)["best"])
     state, metadata = tensors.read(best)
     state.pop("sam.no_mem_embed")
     tensors.write(tmp_path / "bad.safetensors", state, metadata)
@@ -108,14 +142,14 @@ def test_resume_auto_starts_then_continues_then_has_nothing_left(memorysam: Run)
     assert third.code == 0 and third.answer["miou"] == second.answer["miou"]
 
 
-def test_resume_auto_without_out_takes_the_newest_run_of_the_recipe(memorysam: Run) -> None:
-    started = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
+def test_resume_auto_without_out_takes_the_newest_run_of_the_recipe(memorysam: Run, trained: Trained) -> None:
+    started = trained(1)
     continued = memorysam("train", "-r", "demo", "--resume", "auto", "--json", *changes()).answer
     assert continued["resumed"] and continued["run"] == started["run"]
 
 
-def test_resume_of_a_folder_takes_its_own_recipe(memorysam: Run) -> None:
-    started = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
+def test_resume_of_a_folder_takes_its_own_recipe(memorysam: Run, trained: Trained) -> None:
+    started = trained(1)
     ended = memorysam("train", "--resume", started["run"], "--set", "train.max_steps=2", "--json")
     assert ended.code == 0 and ended.answer["steps"] == 2
     assert recipes.load(Path(started["run"]) / "recipe.yaml").train.max_steps == 2
@@ -145,8 +179,8 @@ def test_a_refused_resume_leaves_every_checkpoint_and_the_recipe_as_they_were(me
     assert after == before
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(memorysam: Run) -> None:
-    run = RunFolder(Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["run"]))
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(memorysam: Run, trained: Trained) -> None:
+    run = RunFolder(Path(trained(2)["run"]))
     newest, _ = checkpoints.newest_valid(run.checkpoints)
     assert newest is not None
     damage(newest)
@@ -155,8 +189,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(memorysam: Ru
     assert "is damaged and set aside" in ended.err and newest.with_name(newest.name + ".corrupt").is_dir()
 
 
-def test_a_run_without_a_valid_checkpoint_ends_with_5_and_never_starts_afresh(memorysam: Run) -> None:
-    run = RunFolder(Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["run"]))
+def test_a_run_without_a_valid_checkpoint_ends_with_5_and_never_starts_afresh(memorysam: Run, trained: Trained) -> None:
+    run = RunFolder(Path(trained(2)["run"]))
     for path in run.checkpoints.glob("step-*"):
         damage(path)
     before = run.last.read_bytes()
@@ -240,8 +274,8 @@ def test_the_same_value_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipes.load("demo", seen[-1].overrides).optim.lr == 1e-3
 
 
-def test_a_run_begins_from_the_weights_of_another_one(memorysam: Run) -> None:
-    first = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
+def test_a_run_begins_from_the_weights_of_another_one(memorysam: Run, trained: Trained) -> None:
+    first = trained(1)
     second = memorysam("train", "-r", "demo", "--json", "--init", first["best"], "--out", "second", *changes())
     assert second.code == 0, second.err
     assert "tensors of the initial weights = tensors saved" in second.answer["laws"]
@@ -332,10 +366,10 @@ def test_refusals_are_one_line_with_their_code_and_leave_no_run(refusal: str, me
     assert not list(Path().glob("runs/*/checkpoints")), "nothing may look like a run"
 
 
-def test_a_taken_folder_ends_with_9_and_names_its_owner(memorysam: Run) -> None:
+def test_a_taken_folder_ends_with_9_and_names_its_owner(memorysam: Run, trained: Trained) -> None:
     script = "import sys, time; from pathlib import Path; from memorysam_cli.storage import lock\n"
     script += "with lock.hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    memorysam("train", "-r", "demo", "--out", "run", *changes("train.max_steps=1"))
+    Path(trained(1)["run"]).rename("run")
     owner = subprocess.Popen([sys.executable, "-c", script, "run"], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None and owner.stdout.readline() == "held\n"

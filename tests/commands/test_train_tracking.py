@@ -11,7 +11,7 @@ from memorysam_cli.storage import documents
 
 from .trained import Program
 
-SMALL = ("--recipe", "demo", "--set", "data.image_size=64", "--set", "data.workers=0", "--set", "train.batch=4",
+SMALL = ("--recipe", "demo", "--set", "data.image_size=32", "--set", "data.workers=0", "--set", "train.batch=4",
          "--set", "model.base_weights=random", "--set", "data.modalities=[img]")  # fmt: skip
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.encoders.hiera import split
@@ -32,18 +34,36 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return Program(capsys)
 
 
-@pytest.fixture
-def imported(run: Program, tmp_path: Path) -> dict[str, Tensor]:
-    """``w.safetensors``, imported from the state that is returned."""
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], Path]:
+    """An upstream state, and the file that it was imported into."""
+    folder = tmp_path_factory.mktemp("upstream")
     state = drawn(reference_shapes("nano", tokens=25, rank=4))
-    torch.save(state, tmp_path / "RGBD_epoch1_2.0.pth")
-    assert run("weights", "import", "RGBD_epoch1_2.0.pth", "--out", "w.safetensors").code == 0
+    torch.save(state, folder / "RGBD_epoch1_2.0.pth")
+    words = ["weights", "import", str(folder / "RGBD_epoch1_2.0.pth"), "--out", str(folder / "w.safetensors")]
+    assert app.run(words) == 0
+    return state, folder / "w.safetensors"
+
+
+@pytest.fixture
+def imported(upstream: tuple[dict[str, Tensor], Path], tmp_path: Path) -> dict[str, Tensor]:
+    """``w.safetensors``, imported from the state that is returned."""
+    state, path = upstream
+    shutil.copy(path, tmp_path)
     return state
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetInfo]:
+    root = tmp_path_factory.mktemp("data")
+    return root, write_data(root).info
+
+
 @pytest.fixture
-def info(tmp_path: Path) -> DatasetInfo:
-    return write_data(tmp_path / "data").info
+def info(written: tuple[Path, DatasetInfo], tmp_path: Path) -> DatasetInfo:
+    """Of the data set in ``data``."""
+    (tmp_path / "data").symlink_to(written[0])
+    return written[1]
 
 
 def trained(path: Path, info: DatasetInfo, *, wide: bool = True, **model: object) -> weights.Segmenter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,16 +18,17 @@ from memorysam_cli.model.base_weights import load_base, reload_base
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.storage import hub, tensors
 
+from .. import forked
 from ..storage.test_hub import CONTENT, GOOD, Hub, served
 from .trained import Program, save_weights
 
 # The published hashes are of files of a hundred megabytes: stand-ins get their own.
+PROGRAM = "import sys; from memorysam_cli import app; sys.exit(app.run(sys.argv[1:]))"
 PATCHED = f"""
-import dataclasses, sys
-from memorysam_cli import app
+import dataclasses
 from memorysam_cli.encoders import hiera
 hiera.PUBLISHED |= {{name: dataclasses.replace(it, sha256="{GOOD}") for name, it in hiera.PUBLISHED.items()}}
-sys.exit(app.run(sys.argv[1:]))
+{PROGRAM}
 """
 
 
@@ -54,11 +54,10 @@ def memorysam(
     endpoint: str, home: Path, *arguments: object, patched: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own, since the client reads its environment at import."""
-    program = ["-c", PATCHED] if patched else ["-m", "memorysam_cli"]
-    return python(endpoint, home, *program, *map(str, arguments), **variables)
+    return python(endpoint, home, PATCHED if patched else PROGRAM, *map(str, arguments), **variables)
 
 
-def python(endpoint: str, home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(endpoint: str, home: Path, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A process that knows one Hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     ours = {
@@ -69,10 +68,7 @@ def python(endpoint: str, home: Path, *arguments: str, **variables: str) -> subp
         "HF_HUB_DOWNLOAD_TIMEOUT": "20",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=kept | ours | variables, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    return forked.python(code, *arguments, environment=kept | ours | variables)
 
 
 def test_names_are_fetched_verified_and_told_and_then_need_no_network(endpoint: str, tmp_path: Path) -> None:
@@ -152,7 +148,7 @@ def test_weights_of_a_repository_are_taken_by_their_address(
 
 def test_python_takes_the_address_too(endpoint: str, ours: Path, tmp_path: Path) -> None:
     code = "import sys; from memorysam_cli.model import load; print(load(sys.argv[1]).card.dataset.name)"
-    ended = python(f"{endpoint}/ours", tmp_path, "-c", code, "hf://alice/memorysam-demo")
+    ended = python(f"{endpoint}/ours", tmp_path, code, "hf://alice/memorysam-demo")
     assert (ended.returncode, ended.stdout) == (0, "tiny\n"), ended.stderr
 
 

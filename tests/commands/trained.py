@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.dataset import DatasetInfo
-from memorysam_cli.model import weights
+from memorysam_cli.engine.weights import portable
+from memorysam_cli.errors import CheckFailedError
+from memorysam_cli.model import load, weights
 
 
 def save_weights(path: Path, info: DatasetInfo, *, modalities: tuple[str, ...] = ("img", "depth")) -> Path:
@@ -61,3 +67,49 @@ class Program:
         said = self.capsys.readouterr()
         assert "Traceback" not in said.err, said.err
         return Ended(code, said.out, said.err)
+
+
+def answered(folder: Path, *arguments: object) -> dict[str, Any]:
+    """The JSON answer of a command that runs in a folder, for all tests that ask for it."""
+    out = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        assert app.run([*map(str, arguments), "--json", "-q"]) == 0
+    found = json.loads(out.getvalue())
+    assert isinstance(found, dict)
+    return found
+
+
+def stand_in(out: Path, shape: portable.GraphShape) -> portable.PortableFile:
+    """What an export returns, without one: tracing takes seconds."""
+    out.write_bytes(b"x")
+    near = portable.Likeness(relative=3e-7, difference=4e-6, agreement=100.0, is_silent=False)
+    return portable.PortableFile(out, out.with_suffix(".json"), "ab", shape, near, ((shape, near),))
+
+
+def traced_by(
+    memorysam: Program, export: Sequence[object], monkeypatch: pytest.MonkeyPatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the command would trace, and the network itself, both shown the same frames: their logits.
+
+    Args:
+        memorysam: the program.
+        export: its words, of which the second is the weights file.
+        monkeypatch: ends the command where tracing begins.
+    """
+    shapes: list[portable.GraphShape] = []
+
+    def trace(_network: object, shape: portable.GraphShape) -> Any:
+        shapes.append(shape)
+        raise CheckFailedError("far enough")
+
+    monkeypatch.setattr(portable, "trace", trace)
+    ended = memorysam(*export)
+    assert "far enough" in ended.err, ended.err
+    (shape,) = shapes
+    frames = torch.randn(shape.frames, generator=torch.Generator().manual_seed(1))
+    path = Path(str(export[1]))
+    network = load(path)
+    with torch.inference_mode():
+        expected = network(list(frames.unbind(1)), sensors=shape.sensors or None).logits[:, : network.classes]
+        found = portable.Traceable(load(path), shape.sensors).eval()(frames)[0]
+    return found, expected

@@ -319,10 +319,11 @@ def search(
     ways = candidates(target.recipe.train)
     programs = runtime.resident_bytes() if space.kind == "cpu" else 0
     found: dict[Candidate, Finding] = {}
+    validations: dict[int, Count] = {}  # by batch: without gradients the saver has nothing to save
 
     def fits(way: Candidate) -> bool:
         if way not in found:
-            found[way] = _count(way, target, space, programs=programs)
+            found[way] = _count(way, target, space, programs=programs, validations=validations)
         return found[way].fits
 
     batches = sorted({way.batch for way in ways}, reverse=True)
@@ -539,12 +540,13 @@ def _choose(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Can
     return found.proposal
 
 
-def _count(way: Candidate, target: Target, space: Room, *, programs: int) -> Finding:
-    """Count a candidate."""
+def _count(way: Candidate, target: Target, space: Room, *, programs: int, validations: dict[int, Count]) -> Finding:
+    """Count a candidate, and its batch's validation unless that is known."""
     start, recipe = time.monotonic(), way.apply(target.recipe)
     training = count.training(recipe, classes=target.classes, kind=space.kind)
-    validation = count.validation(recipe, classes=target.classes, frames=target.frames, kind=space.kind)
-    finding = Finding(way, training, validation, programs, space.limit)
+    if way.batch not in validations:
+        validations[way.batch] = count.validation(recipe, classes=target.classes, frames=target.frames, kind=space.kind)
+    finding = Finding(way, training, validations[way.batch], programs, space.limit)
     console.detail(f"counted {way}: {size(finding.peak)} ({duration(time.monotonic() - start)})")
     return finding
 
