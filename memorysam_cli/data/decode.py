@@ -129,13 +129,13 @@ def undeclared(shape: tuple[int, ...], modality: Modality, *, is_raster: bool = 
     count = shape[2]
     if is_raster:
         return (
-            f"has {count} bands, and which three make up '{modality.name}' is not declared; say it with --bands "
+            f"has {count} bands, and no three are chosen for '{modality.name}'; choose them with --bands "
             f"{modality.name}=1,2,{min(3, count)} in 'prepare folder', or as 'bands' in dataset.json"
         )
     if axes := images.axes(shape):
         return axes.removeprefix("; ")
     return (
-        f"has {count} channels, and which three make up '{modality.name}' is not declared; say it with --channels "
+        f"has {count} channels, and no three are chosen for '{modality.name}'; choose them with --channels "
         f"{modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
     )
 

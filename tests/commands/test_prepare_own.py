@@ -640,7 +640,7 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--pair", "nearest"], 2, "--pair nearest: needs --tolerance: say how far apart"),
+        (["--pair", "nearest"], 2, "--pair nearest: needs --tolerance: give the largest time difference"),
         (
             ["--pair", "nearest", "--tolerance", "20"],
             2,
