@@ -1,4 +1,4 @@
-"""Networks beside each other that were trained in different manners: what is left of them when sensors are gone.
+"""Networks trained in different ways, compared side by side: scores with missing sensors.
 
 python benchmarks/missing.py --variants paper,longer --seeds 3 --work DIR [--jobs 2] [--set KEY=VALUE] [--split test]
                              [--scenes 400] [--size 160] [--small] [--no-timing] [--write docs/beyond.md]

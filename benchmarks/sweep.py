@@ -111,8 +111,8 @@ def panels_of(found: list[dict[str, Any]], axis: str) -> dict[str, dict[str, lis
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"seconds per step": {}, "peak memory in GB": {}}
     for point in found:
         kind = point["task"] if point["task"] == "predict" else f"train {point['saver']}"
-        for manner, name in (("fast", WORDS.get(kind, kind)), ("plain", f"plain {point['task']}")):
-            figures = point[manner]
+        for implementation, name in (("fast", WORDS.get(kind, kind)), ("plain", f"plain {point['task']}")):
+            figures = point[implementation]
             if figures is None or not figures["fits"]:
                 continue
             for cost, value in zip(panels, (figures["seconds"], figures["peak_bytes"] / 1e9), strict=True):

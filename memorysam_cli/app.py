@@ -74,7 +74,7 @@ EXAMPLES = [
 USAGE, INTERRUPTED, BROKEN_PIPE, BUG = 2, 130, 141, 1
 
 
-class InCatalogueOrder(TyperGroup):
+class OrderedGroup(TyperGroup):
     """Lists the commands in the order of COMMANDS; Typer alone lists the groups last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # noqa: ARG002
@@ -94,7 +94,7 @@ def build() -> typer.Typer:
         name="memorysam",
         help="Multi-modal semantic segmentation with SAM 2's memory across the sensors of a scene.",
         epilog=_epilog(EXAMPLES),
-        cls=InCatalogueOrder,
+        cls=OrderedGroup,
         invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help: twice as fast, and without special brackets

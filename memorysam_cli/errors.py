@@ -74,11 +74,12 @@ class MemorySamError(Exception):
     exit_code = 1
 
 
-_DOING = """add allow ask call cd change check choose close compare continue convert copy correct delete do download
-drop end export fetch fill fix free get give import install keep label leave let link lower look make map
-mend move name narrow open pip pick point prepare pull put raise read reinstall remove rename report
-resume rescale restore retry rewrite run save say score see send separate set shorten show skip split
-start state take train try turn type undo unpack unset update use wait widen write memorysam torchrun"""
+_DOING = """add allow annotate ask call cd change check choose close compare continue convert copy correct create cut
+declare delete do download drop end export fetch fill finish fix free get give import install keep label leave let
+link lower look make map mend move name narrow normalize open pip pick point prepare pull put quote raise read
+reinstall remove rename replace report resume rescale restore retry rewrite run save say score see send separate
+set shorten show skip split start state take train try turn type undo unpack unset update use wait widen
+write memorysam torchrun"""
 _BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
 """Words that may stand before the verb."""
 _ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)

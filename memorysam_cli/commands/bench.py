@@ -78,9 +78,9 @@ def bench(
     options.refuse_several("bench")
     _refuse_impossible(backbone or "nano", size or 32)
     if mode == "predict" and saver is not None:
-        raise UsageError(f"--saver {saver}: training alone saves memory so; leave it out")
+        raise UsageError(f"--saver {saver}: only training has a memory saver; leave it out")
     if mode == "data" and against is not None:
-        raise UsageError(f"--against {against}: --mode data compares with the model alone; leave it out")
+        raise UsageError(f"--against {against}: --mode data compares only with the model itself; leave it out")
     from memorysam_cli.engine import surroundings
 
     surroundings.refuse_device(device, precision=precision)

@@ -130,6 +130,4 @@ def _refuse_idle(
     }
     for name, (value, kinds) in readers.items():
         if value is not None and robustness not in kinds:
-            raise UsageError(
-                f"{name} {value}: means something to --robustness {' and '.join(kinds)} alone; leave it out"
-            )
+            raise UsageError(f"{name} {value}: works only with --robustness {' or '.join(kinds)}; leave it out")

@@ -55,7 +55,7 @@ def predict(
             "--modality",
             metavar="NAME=PATTERN",
             help="A sensor's files below SCENES, as in prepare folder (else as stored in the weights); without SCENES, "
-            "its raster, on the first one's pixels (repeatable).",
+            "its raster; the first one sets the pixels of the result (repeatable).",
         ),
     ] = None,
     pair: Pair = "name",

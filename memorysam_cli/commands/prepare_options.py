@@ -370,7 +370,9 @@ def nanoseconds(text: str | None, *, pair: str, times: Sequence[Path]) -> int | 
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(ns|us|µs|ms|s)", text or "")
     if match is None:
         given = "--pair nearest: needs --tolerance" if text is None else f"--tolerance {text}"
-        raise UsageError(f"{given}: say how far apart two frames may be, with a unit (s, ms, us, ns), such as 20ms")
+        raise UsageError(
+            f"{given}: give the largest time difference of two frames, with a unit (s, ms, us, ns), such as 20ms"
+        )
     found = int(Decimal(match[1]) * {"s": 10**9, "ms": 10**6, "ns": 1}.get(match[2], 1000))
     if not 0 < found <= 10**12:
         raise UsageError(f"--tolerance {text}: must be above 0 and at most 1000s")

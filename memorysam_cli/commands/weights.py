@@ -242,7 +242,7 @@ def export(
     file: File,
     form: Annotated[
         Literal["reference", "peft", "merged"],
-        typer.Option("--format", help="The upstream code's layout, the LoRA alone, or plain sam2's names."),
+        typer.Option("--format", help="The authors' layout, only the LoRA, or plain sam2's names."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="A .pth, .pt or .safetensors; a folder for peft.")

@@ -236,7 +236,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     if modality.bands is not None:  # looked up when the file was read
         return None
     if modality.channels is not None:
-        return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
+        return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are needed"
     if facts.channels not in (1, 3, 4):
         return decode.undeclared((facts.height, facts.width, facts.channels), modality)
     if modality.kind == "angle" and facts.channels == 1:
@@ -250,12 +250,14 @@ def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], findi
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
         finding.faults.append(
-            ("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; use the same for all")
+            ("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; use one type for all its files")
         )
         return
     if len({(each.height, each.width) for each in facts}) > 1:
         listed = " and ".join(f"{each.height}×{each.width}" for each in facts)
-        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; use the same for all"))
+        finding.faults.append(
+            ("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; use one size for all its files")
+        )
         return
     lows = [each.low for each in facts if each.low is not None]
     highs = [each.high for each in facts if each.high is not None]

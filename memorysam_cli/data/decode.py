@@ -56,7 +56,7 @@ def read_frame(
 
     Returns:
         (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``. If it declares none, gray is
-        repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stored as 0 (see
+        repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and set to 0 (see
         :func:`find_invalid`); None if all are valid.
 
     Raises:
@@ -69,7 +69,7 @@ def read_frame(
         if (sine.shape, sine.dtype) != (cosine.shape, cosine.dtype):
             raise DataError(
                 f"{paths[0]}: sine is {_size(sine)} {sine.dtype}, but cosine ({paths[1].name}) is {_size(cosine)} "
-                f"{cosine.dtype}; they must be the same"
+                f"{cosine.dtype}; they must have the same size and type"
             )
         frame = np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
         if no_sine is None and no_cosine is None:
@@ -129,13 +129,13 @@ def undeclared(shape: tuple[int, ...], modality: Modality, *, is_raster: bool = 
     count = shape[2]
     if is_raster:
         return (
-            f"has {count} bands, and which three make up '{modality.name}' is not declared; say it with --bands "
+            f"has {count} bands, and no three are chosen for '{modality.name}'; choose them with --bands "
             f"{modality.name}=1,2,{min(3, count)} in 'prepare folder', or as 'bands' in dataset.json"
         )
     if axes := images.axes(shape):
         return axes.removeprefix("; ")
     return (
-        f"has {count} channels, and which three make up '{modality.name}' is not declared; say it with --channels "
+        f"has {count} channels, and no three are chosen for '{modality.name}'; choose them with --channels "
         f"{modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
     )
 

@@ -477,7 +477,7 @@ class Oddities:
                 f"nodata {', '.join(f'{value:.7g}' for value in values)}, NaN, infinity" if values else "NaN, infinity"
             )
             yield (
-                f"'{modality.name}': {gone} of {counted(pixels, 'pixel')} ({100 * gone / pixels:.2g} %) are no "
+                f"'{modality.name}': {gone:,} of {counted(pixels, 'pixel')} ({100 * gone / pixels:.2g} %) are no "
                 f"measurement ({which}): they have no part in range, mean and deviation, and are 0 after normalization"
             )
 
@@ -494,7 +494,7 @@ class Oddities:
                 else "far from all others"
             )
             yield (
-                f"'{name}': {count} of {counted(pixels, 'pixel')} ({100 * count / pixels:.2g} %) hold {value:.7g}, "
+                f"'{name}': {count:,} of {counted(pixels, 'pixel')} ({100 * count / pixels:.2g} %) hold {value:.7g}, "
                 f"{why}; if that is not a measurement, prepare with --nodata {name}={value:.7g}"
             )
 

@@ -385,8 +385,8 @@ class Pool(Generic[Item]):
             guilty = [part for part in parts if self._kills(part)] if len(parts) > 1 else list(parts)
             if not guilty:
                 raise EnvironmentFault(
-                    f"{self._source.name(task.index)}: together killed their reader {DEATHS} times, but none of them "
-                    "alone does; free memory, lower train.batch, or set data.workers=0"
+                    f"{self._source.name(task.index)}: crashed their worker {DEATHS} times when read "
+                    "together, but none of them does alone; free memory, lower train.batch, or set data.workers=0"
                 )
             found = [
                 LostPart(part, DataError(f"{self._source.name(part)}: killed its reader {DEATHS} times (it {how}); "

@@ -277,7 +277,7 @@ class MemorySAM(nn.Module):
         known = self.projection.frames or (None if self.notes.sensors is None else len(self.notes.sensors))
         if sensors is None:
             if known not in {None, len(frames)}:
-                raise ValueError(f"frames: {len(frames)} of {known} sensors; say of which (sensors=)")
+                raise ValueError(f"frames: {len(frames)} of {known} sensors; name them with sensors=")
             return range(len(frames))
         is_known = known is None or all(0 <= each < known for each in sensors)
         if len(sensors) != len(frames) or not is_known or (self.projection.frames and len({*sensors}) < len(sensors)):

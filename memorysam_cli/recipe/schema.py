@@ -405,7 +405,8 @@ class Train(Section):
     compile: bool = False
     """Compile the encoder's blocks with ``torch.compile``: faster after a slow start."""
     deterministic: bool = False
-    """Use only kernels that give the same bits in every run on the same machine. Slower on GPUs; always so on CPUs."""
+    """Use only kernels that give the same bits in every run on the same machine. Slower on GPUs; CPUs
+    always use such kernels."""
     validate_every: int = Field(default=1, gt=0)
     """Number of epochs between validations. The last epoch is always validated."""
     patience: int | None = Field(default=None, gt=0)

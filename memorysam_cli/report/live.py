@@ -189,8 +189,8 @@ class Slowdown:
             return None
         self._is_noted = True
         return (
-            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: another program uses "
-            "the machine; memorysam doctor shows more"
+            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: the machine is busy "
+            "with something else; memorysam doctor shows more"
         )
 
 

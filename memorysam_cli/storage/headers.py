@@ -353,11 +353,11 @@ def _needs_gdal(
         return f"a TIFF of {kind[0]} bits (sample format {kind[1]})", f"{_CONVERT} or a float32 TIFF"
     if channels not in {1, 3} or (channels == 3 and color == 1 and _DTYPES[kind] != "float32"):
         # OpenCV drops bands, or multiplies by the fourth.
-        return f"a TIFF of {channels} bands, but OpenCV reads gray and RGB alone", _as_array(channels)
+        return f"a TIFF of {channels} bands, but OpenCV reads only gray and RGB", _as_array(channels)
     if planar != 1 and channels != 1:
         return "a TIFF with one plane per channel", f"save it interleaved by pixel, or {_as_array(channels)}"
     if color == -1:
-        return "a TIFF that does not say which colors its numbers are", _CONVERT
+        return "a TIFF without the colors of its numbers", _CONVERT
     return "", ""
 
 

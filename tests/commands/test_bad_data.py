@@ -243,7 +243,7 @@ def test_row_23_what_is_not_finite_is_counted(
     (tree / RGB).write_bytes(saved(array))
     code, err = prepare(capsys, tree)
     assert code == 0
-    assert f"'img': {count} of {7 * HEIGHT * WIDTH} pixels" in err and "are no measurement (NaN, infinity)" in err
+    assert f"'img': {count:,} of {7 * HEIGHT * WIDTH:,} pixels" in err and "are no measurement (NaN, infinity)" in err
     assert (f"{RGB} has no valid pixel at all" in err) == (count == HEIGHT * WIDTH)
 
 

@@ -46,7 +46,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
 
     def run(trial: Trial) -> Outcome:
         asked.append(trial)
-        peak = {"fast": 3 * 10**9, "plain": 4 * 10**9}[trial.manner]
+        peak = {"fast": 3 * 10**9, "plain": 4 * 10**9}[trial.implementation]
         return Outcome(True, seconds=(1.0,), peak=peak, total=8 * 10**9, free=6 * 10**9)
 
     monkeypatch.setattr(trials, "run", run)
@@ -72,7 +72,7 @@ def test_against_plain_both_are_measured_and_compared(bench: Any, tried: list[Tr
     assert report["fast"]["tflop"] == report["plain"]["tflop"] > 0
     names = {"ohem", "spmm", "gradient_norm"} if mode == "train" else {"logits", "other_classes"}
     assert set(report["difference"]) == names and max(report["difference"].values()) < 1e-4
-    assert [trial.manner for trial in tried] == ["fast", "plain"] and {trial.task for trial in tried} == {mode}
+    assert [trial.implementation for trial in tried] == ["fast", "plain"] and {trial.task for trial in tried} == {mode}
     assert report["machine"]["device"] == "cpu" and report["machine"]["processor"]
 
 
@@ -123,7 +123,7 @@ def test_people_get_a_table(bench: Any, tried: list[Trial]) -> None:
 def test_peaks_come_from_processes_of_their_own(bench: Any) -> None:
     ended = bench("--against", "plain", "--json")
     report = json.loads(ended.out)
-    assert all(10**8 < report[manner]["peak_bytes"] < 10**10 for manner in ("fast", "plain"))
+    assert all(10**8 < report[implementation]["peak_bytes"] < 10**10 for implementation in ("fast", "plain"))
 
 
 def test_what_does_not_fit_ends_with_the_numbers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_what_does_not_fit_ends_with_the_numbers(bench: Any, monkeypatch: pytest
 
 def test_a_plain_network_that_does_not_fit_is_a_result(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(trial: Trial) -> Outcome:
-        return Outcome(trial.manner == "fast", "killed", peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
+        return Outcome(trial.implementation == "fast", "killed", peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
 
     monkeypatch.setattr(trials, "run", run)
     report = json.loads(bench("--mode", "predict", "--against", "plain", "--json").out)
@@ -170,8 +170,8 @@ def test_data_are_read_alone_and_into_both_tasks(bench: Any, monkeypatch: pytest
         (("--size", 32768), "less than or equal to 16384"),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--mode", "data", "--classes", 3), "--classes 3: --mode data renders scenes of 25 classes"),
-        (("--mode", "predict", "--saver", "on"), "--saver on: training alone saves memory so; leave it out"),
-        (("--mode", "data", "--against", "plain"), "--against plain: --mode data compares with the model alone"),
+        (("--mode", "predict", "--saver", "on"), "--saver on: only training has a memory saver; leave it out"),
+        (("--mode", "data", "--against", "plain"), "--against plain: --mode data compares only with the model itself"),
     ],
 )
 def test_what_is_refused(bench: Any, tried: list[Trial], options: tuple[object, ...], said: str) -> None:

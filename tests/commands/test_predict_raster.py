@@ -197,7 +197,7 @@ def test_bands_that_nobody_named_are_not_guessed(memorysam: Program, scene: Path
     sensors = [{"name": "rgb", "kind": "rgb"}, {"name": "depth", "kind": "depth"}]
     other = save_weights(tmp_path / "w.safetensors", info(modalities=sensors), modalities=("rgb", "depth"))
     ended = memorysam("predict", scene, "--weights", other, "--out", "c.tif")
-    assert ended.code == 2 and "which of its bands are 'rgb' is not known; say it" in ended.err
+    assert ended.code == 2 and "the bands of 'rgb' are unknown; choose them" in ended.err
     ended = memorysam(
         "predict", "--modality", f"rgb={scene}", "--bands", "rgb=4,3,2", "--weights", other, "--out", "c.tif"
     )

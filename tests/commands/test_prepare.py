@@ -119,7 +119,7 @@ def test_a_data_set_without_labels_shows_no_classes(tmp_path: Path, capsys: pyte
     assert "share of the labeled pixels" not in capsys.readouterr().out
 
 
-def test_measured_statistics_are_stored_and_the_normalisation_stays(tmp_path: Path) -> None:
+def test_measured_statistics_are_stored_and_the_normalization_stays(tmp_path: Path) -> None:
     write_tree("mcubes", tmp_path / "data")
     assert run(["prepare", "mcubes", str(tmp_path)]) == 0
     before = manifests.read(tmp_path, "mcubes").info

@@ -119,7 +119,7 @@ def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program,
     assert np.sum(list(prepared.answer["pixels"].values()), axis=0).tolist() == [1024, 2048, 1024, 0]
 
 
-def test_measured_values_normalise_every_sensor(memorysam: Program, own: Path) -> None:
+def test_measured_values_normalize_every_sensor(memorysam: Program, own: Path) -> None:
     ended = memorysam("prepare", "folder", own, *sensors("rgb", "depth"), *LABELS, "--measure", "--scale", "depth=1e-3")
     assert ended.code == 0, ended.err
     info = manifests.read(own, "own").info
@@ -640,11 +640,11 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--pair", "nearest"], 2, "--pair nearest: needs --tolerance: say how far apart"),
+        (["--pair", "nearest"], 2, "--pair nearest: needs --tolerance: give the largest time difference"),
         (
             ["--pair", "nearest", "--tolerance", "20"],
             2,
-            "--tolerance 20: say how far apart two frames may be, with a unit",
+            "--tolerance 20: give the largest time difference of two frames, with a unit",
         ),
         (["--pair", "nearest", "--tolerance", "0ms"], 2, "must be above 0"),
         (["--tolerance", "20ms"], 2, "--tolerance: is for --pair nearest"),

@@ -122,10 +122,10 @@ def test_native_labels_can_be_scored(told: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("emm", "--repeats", 2), "--repeats 2: means something to --robustness rmm and nm alone"),
+        (("emm", "--repeats", 2), "--repeats 2: works only with --robustness rmm or nm"),
         (("nm", "--repeats", 0), "--repeats"),
-        (("any", "--seed", 0), "--seed 0: means something to --robustness rmm and nm alone"),
-        (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: means something to --robustness nm alone"),
+        (("any", "--seed", 0), "--seed 0: works only with --robustness rmm or nm"),
+        (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: works only with --robustness nm"),
         (("nm", "--tta"), "--tta"),
         (("emm", "--missing", "drop"), "--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any"),
         (("rmm", "--missing", "zero"), "--missing zero: 'rmm' decides itself how a missing sensor is fed; use"),

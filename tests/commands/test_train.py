@@ -344,7 +344,11 @@ REFUSALS = {
     "an unknown modality": (["train", "-r", "demo", "--set", "data.modalities=[img,depht]"], 3, "depth"),
     "an absent device": (["train", "-r", "demo", "--device", "cuda:7"], 6, "--device cuda:7"),
     "no device at all": (["train", "-r", "demo", "--device", "tpu"], 2, "is not a device"),
-    "a link that leads nowhere": (["train", "-r", "demo", "--out", "link"], 2, "is a link to nowhere, which is not"),
+    "a link that leads nowhere": (
+        ["train", "-r", "demo", "--out", "link"],
+        2,
+        "is a link to nowhere, which does not exist",
+    ),
     "no weights to begin from": (
         ["train", "-r", "demo", "--init", "x.safetensors"],
         5,

@@ -94,7 +94,7 @@ def test_gaps_are_counted_and_left_out_of_mean_deviation_and_range(
     rows = SIDE // 4
     assert ended.answer["stored"]["dem"][0]["invalid"] == len(NAMES) * rows * SIDE
     said = ", ".join([*(f"nodata {value}" for value in nodata), "NaN, infinity"])
-    assert f"'dem': {6 * 256} of {6 * 1024} pixels (25 %) are no measurement ({said})" in ended.err
+    assert f"'dem': {6 * 256:,} of {6 * 1024:,} pixels (25 %) are no measurement ({said})" in ended.err
     info = manifests.read(root, "own").info
     valid = np.stack([terrain(int(name))[rows:] for name in TRAIN]).astype(np.float64)
     modality, found = info.modality("dem"), info.statistics["dem"]
@@ -114,7 +114,7 @@ def test_a_depth_of_0_is_pointed_at_however_near_it_is_and_a_declared_one_is_no_
     near = (".png", lambda number: gap(depth(number), 0))
     root = write(tmp_path / "own", depth=near, heat=near)
     options = ("--kind", "heat=thermal")
-    said = f"{6 * 256} of {6 * 1024} pixels (25 %)"
+    said = f"{6 * 256:,} of {6 * 1024:,} pixels (25 %)"
     ended = prepare(memorysam, root, *options, depth="depth/*.png", heat="heat/*.png")
     assert f"warning: 'depth': {said} hold 0, as depth cameras write it for no measurement" in ended.err
     assert "prepare with --nodata depth=0" in ended.err and "'heat': 1536" not in ended.err
@@ -129,7 +129,7 @@ def test_a_depth_of_0_is_pointed_at_however_near_it_is_and_a_declared_one_is_no_
 def test_saturated_values_are_pointed_at_with_the_option_to_type(memorysam: Program, tmp_path: Path) -> None:
     root = write(tmp_path / "own", depth=(".png", lambda number: gap(depth(number), 65535)))
     ended = prepare(memorysam, root, depth="depth/*.png")
-    assert f"'depth': {6 * 256} of {6 * 1024} pixels (25 %) hold 65535, far from all others" in ended.err
+    assert f"'depth': {6 * 256:,} of {6 * 1024:,} pixels (25 %) hold 65535, far from all others" in ended.err
     assert "prepare with --nodata depth=65535" in ended.err
     again = prepare(memorysam, root, "--nodata", "depth=65535", depth="depth/*.png")
     assert "far from all others" not in again.err and "are no measurement (nodata 65535, NaN, infinity)" in again.err

@@ -53,7 +53,7 @@ def test_names_are_looked_up_in_each_file(tmp_path: Path) -> None:
     [
         ({"bands": (6, 1, 1)}, "has 5 bands, counted from 1, and no band 6"),
         ({"bands": ("B9", "B1", "B1")}, "no band called 'B9' .its 5 bands are called B1, B2, B3, B4, B8"),
-        ({}, "has 5 bands, and which three make up 's2' is not declared; say it with --bands s2=1,2,3"),
+        ({}, "has 5 bands, and no three are chosen for 's2'; choose them with --bands s2=1,2,3"),
     ],
 )
 def test_a_band_that_is_not_there_is_refused(

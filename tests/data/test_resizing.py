@@ -26,7 +26,7 @@ def test_nearest_never_invents_a_value() -> None:
     assert set(np.unique(resize_nearest(label, height=101, width=29))) == {3, 7, 255}
 
 
-def test_bilinear_works_between_pixel_centres_by_hand() -> None:
+def test_bilinear_works_between_pixel_centers_by_hand() -> None:
     row = np.array([[[0.0] * 3, [1.0] * 3]], np.float32)
     np.testing.assert_allclose(resize_bilinear(row, height=1, width=4)[0, :, 0], [0, 0.25, 0.75, 1], atol=1e-7)
 

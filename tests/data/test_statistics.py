@@ -96,7 +96,7 @@ def test_normalized_by_them_the_tensors_have_mean_0_and_deviation_1(tmp_path: Pa
         np.testing.assert_allclose(values.std(axis=1), 1, atol=1e-5)
 
 
-def test_published_normalisation_stays_when_they_are_only_stored(tmp_path: Path) -> None:
+def test_published_normalization_stays_when_they_are_only_stored(tmp_path: Path) -> None:
     manifest = write(tmp_path)
     info = with_statistics(manifest.info, measure(manifest), normalize=False)
     assert info.modalities == manifest.info.modalities and set(info.statistics) == {"rgb", "depth"}

@@ -140,7 +140,9 @@ def test_of_an_item_of_several_parts_the_one_that_kills_is_found() -> None:
 
 
 def test_parts_that_kill_only_together_are_a_shortage_of_memory() -> None:
-    with pytest.raises(EnvironmentFault, match="together killed their reader 3 times, but none of them alone does"):
+    with pytest.raises(
+        EnvironmentFault, match="crashed their worker 3 times when read together, but none of them does alone"
+    ):
         list(load(Pairs(), [(1, 2, 3, 5, 6)], workers=1))
 
 

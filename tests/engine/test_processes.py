@@ -25,7 +25,8 @@ from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.model.weights import build_for_training, save
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+# torchrun ends the others a tenth of a second later, which a busy machine may not leave them to say a word.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--monitor-interval", "10", "--nproc-per-node")
 # On a machine with GPUs, too: the processes themselves ask for the CPU.
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
               "--dynamo_backend", "no", "--num_processes")  # fmt: skip
@@ -42,9 +43,7 @@ def _script() -> Any:
 script = _script()
 
 
-def launch(
-    world: int, *arguments: str | Path, cwd: Path, by: tuple[str, ...] = TORCHRUN, is_fatal: bool = False
-) -> str:
+def launch(world: int, *arguments: str | Path, cwd: Path, by: tuple[str, ...], is_fatal: bool = False) -> str:
     """Run the script in several processes; gives what they said on stderr."""
     line = [sys.executable, *by, str(world), str(SCRIPT), *map(str, arguments)]
     finished = subprocess.run(
@@ -91,11 +90,19 @@ def test_one_process_in_parts_is_one_batch(accumulate: int, whole: dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def found(rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes of torchrun learn."""
+def launched(rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two processes of torchrun that learn, and then train until one is lost: their folder, and what they said."""
     folder = tmp_path_factory.mktemp("two")
-    launch(2, "learn", rendered.root, folder / "answer.pt", folder / "run", cwd=folder)
-    answer: dict[str, Any] = torch.load(folder / "answer.pt")
+    words = ("learn", rendered.root, folder / "answer.pt", folder / "run")
+    said = launch(2, *words, cwd=folder, by=TORCHRUN, is_fatal=True)
+    assert (folder / "answer.pt").exists(), said
+    return folder, said
+
+
+@pytest.fixture(scope="module")
+def found(launched: tuple[Path, str]) -> dict[str, Any]:
+    """What two processes learn."""
+    answer: dict[str, Any] = torch.load(launched[0] / "answer.pt")
     assert answer["world"] == 2
     return answer
 
@@ -107,9 +114,9 @@ def test_two_processes_have_the_prototypes_of_one(variant: str, found: dict[str,
     assert_same(found["spmm"][variant], wanted)
 
 
-@pytest.mark.parametrize("manner", ["whole", "accumulated"])
-def test_two_processes_learn_what_one_does(manner: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
-    assert_same(found[manner], whole)
+@pytest.mark.parametrize("mode", ["whole", "accumulated"])
+def test_two_processes_learn_what_one_does(mode: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
+    assert_same(found[mode], whole)
 
 
 def test_two_processes_learn_what_one_does_of_subsets_and_of_each_sensor(
@@ -159,14 +166,11 @@ def test_counts_do_not_depend_on_processes_and_batches(rendered: Manifest, tmp_p
     assert torch.load(tmp_path / "answer.pt") == {**wanted, "world": 2}
 
 
-def test_the_loss_of_a_process_ends_the_others_with_a_way_on(rendered: Manifest, tmp_path: Path) -> None:
-    # torchrun ends the others a tenth of a second later, which a busy machine may not leave them to say a word.
-    patient = ("-m", "torch.distributed.run", "--standalone", "--monitor-interval", "10", "--nproc-per-node")
-    words = ("lose", rendered.root, tmp_path / "answer.pt", tmp_path / "run")
-    said = launch(2, *words, cwd=tmp_path, by=patient, is_fatal=True)
+def test_the_loss_of_a_process_ends_the_others_with_a_way_on(launched: tuple[Path, str]) -> None:
+    folder, said = launched
     assert "rank 1 was lost, which its own output may explain (" in said, said
     assert "); this was after step 1; continue with: torchrun --nproc-per-node 2 -m memorysam_cli train " in said
-    checkpoint, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    checkpoint, damaged = checkpoints.newest_valid(folder / "lost" / "checkpoints")
     assert checkpoint is not None and checkpoint.name == "step-00000001" and not damaged
 
 

@@ -1,7 +1,6 @@
 """Run by torchrun in several processes; rank 0 saves what they found with PyTorch. The tests call the same functions.
 
-torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.pt RUN_FOLDER
-torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT ANSWER.pt RUN_FOLDER
+torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.pt RUN_FOLDER; then one of them is lost
 accelerate launch --num_processes 2 two_processes.py count DATA_ROOT ANSWER.pt WEIGHTS
 RANK=… LOCAL_RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… two_processes.py leave DATA_ROOT RECIPE RUN_FOLDER
 """
@@ -208,7 +207,7 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
     return answer | {"steps": result.steps, "last": str(result.last), "confusions": counted}
 
 
-def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, Any]:
+def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> None:
     """Train, and kill the last process in its second update."""
     recipe = recipe_of()
     recipe = recipe.model_copy(
@@ -226,7 +225,6 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, A
     training.learner.learn = learn_or_die  # type: ignore[method-assign]
     with start.begin(planned, accelerator) as folder:
         training.fit(folder)
-    return {}
 
 
 def leave(data: str, recipe: str, run: str) -> int:
@@ -253,11 +251,12 @@ def main(task: str, data: str, answer: str, path: str) -> None:
     if task == "leave":
         sys.exit(leave(data, answer, path))
     accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
-    found = {"learn": learn, "lose": lose, "count": count}[task](
-        manifests.read(Path(data), "synthetic"), Path(path), accelerator
-    )
+    manifest = manifests.read(Path(data), "synthetic")
+    found = {"learn": learn, "count": count}[task](manifest, Path(path), accelerator)
     if accelerator.is_main_process:
         torch.save(found | {"world": accelerator.num_processes}, answer)
+    if task == "learn":
+        lose(manifest, Path(path).with_name("lost"), accelerator)
 
 
 if __name__ == "__main__":

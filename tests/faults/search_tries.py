@@ -17,7 +17,7 @@ from tests.faults.jobs_search import LEFT_OUT
 from tests.faults.search_lines import HERE, LINES, Line, Spot, spots
 from tests.faults.search_worlds import NAMELESS_WORLDS, THINGS, WORLDS
 
-MANNERS = ((), ("-q",), ("-v",), ("--json",), ("--json", "-q"))
+OUTPUT_MODES = ((), ("-q",), ("-v",), ("--json",), ("--json", "-q"))
 """Options that every command has."""
 PLACES = ("here", "home", "tmp")
 ERROR = re.compile(r"memorysam: error \[(\d+)\]: .+")
@@ -38,7 +38,7 @@ class Try:
         worlds: of :data:`WORLDS`.
         spot: index into the line's spots; -1 for none.
         thing: of :data:`THINGS`, in that spot.
-        manner: index into :data:`MANNERS`.
+        output_mode: index into :data:`OUTPUT_MODES`.
         is_absolute: how the other paths are typed.
         is_fresh: in an interpreter of its own.
     """
@@ -47,7 +47,7 @@ class Try:
     worlds: tuple[str, ...] = ("calm",)
     spot: int = -1
     thing: str = ""
-    manner: int = 1
+    output_mode: int = 1
     is_absolute: bool = False
     is_fresh: bool = False
 
@@ -79,7 +79,7 @@ def combination(rng: random.Random) -> Try:
     spot = rng.choice([-1, *range(len(spots(LINES[number])))])
     thing = rng.choice(sorted(THINGS)) if spot >= 0 else ""
     return Try(
-        number, tuple(worlds), spot, thing, manner=rng.randrange(len(MANNERS)),
+        number, tuple(worlds), spot, thing, output_mode=rng.randrange(len(OUTPUT_MODES)),
         is_absolute=rng.random() < 0.5 or any(not WORLDS[name].stays for name in worlds),
         is_fresh=any(WORLDS[name].is_start for name in worlds),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def lay_out(one: Try, place: Path, template: Path) -> list[str]:
         words = spot.put(words, path if is_odd or spot.prefix else f"{HERE}{path}")
     base = f"{here}/" if one.is_absolute else ""
     return [f"{base}{word.removeprefix(HERE)}" if word.startswith(HERE) else word for word in words] + [
-        *MANNERS[one.manner]
+        *OUTPUT_MODES[one.output_mode]
     ]
 
 
@@ -147,7 +147,7 @@ def fitting(one: Try) -> frozenset[int]:
 
 
 def _is_json(one: Try) -> bool:
-    return "--json" in MANNERS[one.manner]
+    return "--json" in OUTPUT_MODES[one.output_mode]
 
 
 def wrong_end(one: Try, ended: Ended, out: str) -> list[str]:
@@ -177,7 +177,7 @@ def _wrong_words(one: Try, said: str, code: int) -> list[str]:
         found.append(f"{len(errors)} lines of error, or not the last, or of another code")
     if not code and errors:
         found.append("an error, but exit code 0")
-    if "-q" in MANNERS[one.manner]:
+    if "-q" in OUTPUT_MODES[one.output_mode]:
         strange = [line for line in lines if not line.startswith("memorysam: ")]
         found += [f"not ours: {line!r}" for line in strange[:1]]
         found += ["a flood of lines"] * (len(lines) > FEW_LINES)

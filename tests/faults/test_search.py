@@ -98,7 +98,7 @@ HARM = {
     "a name that paints": (Try(INFO, spot=0, thing="escape"), "control characters"),
     "its input": (Try(MERGE), "changed: here/w.safetensors"),
     "small files": (Try(MERGE, ("files of 4 KB",)), "a temporary stays: tmp/"),
-    "no JSON": (Try(INFO, manner=3), "no JSON object"),
+    "no JSON": (Try(INFO, output_mode=3), "no JSON object"),
 }
 """What a program without our care does, in words of the judge."""
 

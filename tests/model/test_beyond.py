@@ -186,7 +186,7 @@ def test_an_embedding_is_a_temporal_slot_of_the_sensor_s_own(sensors: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(None, "2 of 3 sensors; say of which"), ((0,), "needs 2"), ((0, 3), "needs 2")]
+    ("given", "said"), [(None, "2 of 3 sensors; name them"), ((0,), "needs 2"), ((0, 3), "needs 2")]
 )
 def test_a_network_that_tells_sensors_apart_does_not_guess(given: Any, said: str) -> None:
     model = network(notes=noting())

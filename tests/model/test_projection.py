@@ -94,7 +94,7 @@ def test_the_memory_sees_a_projected_sensor_as_one(model: dict[str, object]) -> 
 
 def test_which_frames_are_given_is_never_guessed() -> None:
     network = drawn(recipe_of("ms"))
-    with pytest.raises(ValueError, match="2 of 3 sensors; say of which"):
+    with pytest.raises(ValueError, match="2 of 3 sensors; name them"):
         network([torch.zeros(1, 3, 32, 32)] * 2)
     with pytest.raises(ValueError, match="needs 2 places"):
         network.encode([torch.zeros(1, 3, 32, 32)] * 2, sensors=[0, 0])

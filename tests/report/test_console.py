@@ -160,6 +160,7 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
     [
         ("a.png: is empty", "a.png: is empty"),
         ("a.png: is empty; get the file again", "a.png: is empty → try: get the file again"),
+        ("out: does not exist; create it", "out: does not exist → try: create it"),
         ("x: is empty; 3 more; get it again; or drop it", "x: is empty; 3 more → try: get it again; or drop it"),
         ("unknown key 'lrr'; did you mean 'lr'? (known: lr)", "unknown key 'lrr' → did you mean 'lr'? (known: lr)"),
         ("SIGINT: saved; continue with: memorysam x", "SIGINT: saved → continue with: memorysam x"),

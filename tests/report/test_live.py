@@ -235,5 +235,5 @@ def test_scenes_that_become_ten_times_slower_are_noted_once(
         for seconds in [60.0] + [0.5] * 40 + [16.0] * 10:  # the first one loads
             now[0] += seconds
             shown.advance()
-    note = "0.062 scenes/s, less than a tenth of this run's best 2: another program uses the machine"
+    note = "0.062 scenes/s, less than a tenth of this run's best 2: the machine is busy with something else"
     assert terminal.getvalue().count(note) == is_steady

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, NetworkError, UsageError
 from memorysam_cli.storage.hub import Upload, refuse_name, send
 
-# The Hub's client calls httpx in a manner that httpx warns of.
+# The Hub's client calls httpx in a way that httpx warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 TOKEN = "hf_averysecrettokenofnobody"
 REPO = "alice/memorysam-demo"

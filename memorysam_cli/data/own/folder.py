@@ -291,7 +291,7 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
             if request.resize[name] != "nearest" and DEFAULTS[kind].interpolation == "nearest":
                 raise UsageError(
                     f"--resize {name}={request.resize[name]}: '{name}' is of kind {kind}, where a value between two "
-                    "neighbors was never measured; leave it at nearest, or say another --kind"
+                    "neighbors was never measured; leave it at nearest, or give another --kind"
                 )
         made.append(found.model_copy(update=update))
     return tuple(made), notes

@@ -324,7 +324,7 @@ def read_shares(text: str) -> Shares:
     """Shares such as ``0.8/0.1/0.1`` or ``80/20``.
 
     Raises:
-        UsageError: not two or three numbers, a negative one, or no train or val.
+        UsageError: not two or three numbers, a negative one, or 0 for train or val.
     """
     try:
         numbers = [float(part) for part in text.split("/")]

@@ -294,7 +294,7 @@ def _labels(root: Path, patterns: Mapping[_Role, str], given: str | None) -> tup
         return given, [f"'{pattern}' may be labels, too, and is left out" for pattern in found]
     if len(found) > 1:
         ways = " or ".join(f"--labels {typed(pattern)}" for pattern in found)
-        raise UsageError(f"{shown(root)}: {len(found)} kinds of files may be the labels; say which: {ways}")
+        raise UsageError(f"{shown(root)}: {len(found)} kinds of files may be the labels; choose one: {ways}")
     if not found:
         return None, ["nothing looks like labels: the scenes can only be predicted (--labels PATTERN names them)"]
     return found[0], []

@@ -230,7 +230,7 @@ def show(report: dict[str, Any]) -> None:
     for line in report["warnings"]:
         console.warn(line)
     if not report["pixels"]["scored"]:
-        console.warn(f"no labeled pixel in '{report['split']}': every score is 0 and tells nothing about the weights")
+        console.warn(f"no labeled pixel in '{report['split']}': every score is 0 and means nothing")
     scored = max(1, report["pixels"]["scored"])
     rows = [
         [each["name"], *_two_decimals(each, "iou", "f1", "accuracy"), f"{100 * each['pixels'] / scored:.2f}"]

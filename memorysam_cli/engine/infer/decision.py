@@ -39,7 +39,7 @@ class Wanted:
     probabilities: Share | None = None
     """Type for the probabilities of all classes; None: not requested."""
     thresholds: tuple[float, ...] = ()
-    """The probability that each of the K classes needs to win; empty: no thresholds."""
+    """For each of the K classes, the probability below which a pixel that it wins is unsure; empty: no thresholds."""
     unsure: int = IGNORE
     """The value of a pixel below the threshold: a class, or 255."""
 

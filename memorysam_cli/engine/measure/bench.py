@@ -160,7 +160,7 @@ LONG_S = 30.0
 """Seconds: if a benchmark must take longer even at the device's best rate, it is announced."""
 
 Compared = Literal["fast", "plain"]
-Manner = Literal["fast", "plain", "plain_unchecked"]
+Implementation = Literal["fast", "plain", "plain_unchecked"]
 """Ours; the reference's, as published; and the reference's training without anomaly detection, which takes a third of
 its time."""
 
@@ -225,28 +225,35 @@ def measure(workload: Workload, device: torch.device, *, against_plain: bool, re
     """
     workload.recipe()
     runtime.refuse_precision(workload.precision, device)
-    manners: tuple[Compared, ...] = ("fast", "plain") if against_plain else ("fast",)
+    implementations: tuple[Compared, ...] = ("fast", "plain") if against_plain else ("fast",)
     work = _needed(workload)
-    best: dict[Manner, Rate] = {
-        manner: matmul_rate(device, workload.precision if manner == "fast" else "fp32") for manner in manners
+    best: dict[Implementation, Rate] = {
+        implementation: matmul_rate(device, workload.precision if implementation == "fast" else "fp32")
+        for implementation in implementations
     }
-    _announce(workload, work, best["fast"], steps=len(manners) * (repeats + WARM_UPS + TRIED + 1))
+    _announce(workload, work, best["fast"], steps=len(implementations) * (repeats + WARM_UPS + TRIED + 1))
     reports: dict[str, dict[str, Any]] = {}
-    peaks: dict[Manner, int] = {}
+    peaks: dict[Implementation, int] = {}
     if device.type != "cuda":  # a process's peak includes its earlier work
-        peaks = {manner: peak for manner in manners if (peak := _peak_apart(workload, device, manner, reports))}
+        peaks = {
+            implementation: peak
+            for implementation in implementations
+            if (peak := _peak_apart(workload, device, implementation, reports))
+        }
     with runtime.explained(device, levers=workload.levers):
         variants = make_variants(workload, device)
-        difference = _warm_up(variants, device, manners, peaks=peaks, reports=reports)
-        timed: list[Manner] = [manner for manner in manners if manner in peaks]
+        difference = _warm_up(variants, device, implementations, peaks=peaks, reports=reports)
+        timed: list[Implementation] = [implementation for implementation in implementations if implementation in peaks]
         if "plain" in peaks and workload.task == "train":  # anomaly detection stores no tensors: same memory
             timed.append("plain_unchecked")
             best["plain_unchecked"], peaks["plain_unchecked"] = best["plain"], peaks["plain"]
             variants.plain_unchecked()
-        works = {manner: getattr(variants, manner) for manner in timed}
+        works = {implementation: getattr(variants, implementation) for implementation in timed}
         seconds = interleaved(works, repeats=repeats, device=device)
-    for manner, found in seconds.items():
-        reports[manner] = Figures(found, workload.batch, work, best[manner], peaks[manner]).to_json()
+    for implementation, found in seconds.items():
+        reports[implementation] = Figures(
+            found, workload.batch, work, best[implementation], peaks[implementation]
+        ).to_json()
     return {
         "schema_version": SCHEMA_VERSION,
         **vars(workload),
@@ -282,47 +289,53 @@ def _needed(workload: Workload) -> int:
     return counted.training if workload.task == "train" else counted.prediction
 
 
-def _peak_apart(workload: Workload, device: torch.device, manner: Compared, reports: dict[str, dict[str, Any]]) -> int:
+def _peak_apart(
+    workload: Workload, device: torch.device, implementation: Compared, reports: dict[str, dict[str, Any]]
+) -> int:
     """The peak of an implementation in a separate process; 0, and a message, if the plain one does not fit."""
-    console.detail(f"{manner}: peak memory, in a process of its own")
+    console.detail(f"{implementation}: peak memory, in a process of its own")
     trial = Trial(
         recipe=workload.recipe(),
         classes=workload.classes,
         task=workload.task,
         device=str(device),
-        manner=manner,
+        implementation=implementation,
         steps=TRIED,
     )
     outcome = trials.run(trial)
     if outcome.fits:
         return outcome.peak
     numbers = f"{outcome.why}; {size(outcome.free)} of {size(outcome.total)} were free"
-    if manner == "fast":
+    if implementation == "fast":
         raise EnvironmentFault(f"{workload}: does not fit ({numbers}); {workload.levers()}")
-    reports[manner] = {"fits": False, "why": numbers, "peak_bytes": outcome.peak}
+    reports[implementation] = {"fits": False, "why": numbers, "peak_bytes": outcome.peak}
     return 0
 
 
 def _warm_up(
     variants: Variants,
     device: torch.device,
-    manners: tuple[Compared, ...],
+    implementations: tuple[Compared, ...],
     *,
-    peaks: dict[Manner, int],
+    peaks: dict[Implementation, int],
     reports: dict[str, dict[str, Any]],
 ) -> dict[str, float] | None:
     """Warm up each implementation; on CUDA this measures its peak. Returns the differences, if both fit."""
-    for manner in manners:
-        console.detail(f"{manner}: warming up")
-        work: Callable[[], object] = getattr(variants, manner)
+    for implementation in implementations:
+        console.detail(f"{implementation}: warming up")
+        work: Callable[[], object] = getattr(variants, implementation)
         if device.type == "cuda":
             try:
-                peaks[manner] = _peak_here(work, device)
+                peaks[implementation] = _peak_here(work, device)
             except Exception as fault:
-                if manner == "fast" or not is_out_of_memory(fault):
+                if implementation == "fast" or not is_out_of_memory(fault):
                     raise
-                reports[manner] = {"fits": False, "why": shortage(fault), "peak_bytes": runtime.peak_bytes(device)}
-        elif manner in peaks:
+                reports[implementation] = {
+                    "fits": False,
+                    "why": shortage(fault),
+                    "peak_bytes": runtime.peak_bytes(device),
+                }
+        elif implementation in peaks:
             for _ in range(WARM_UPS):
                 work()
     return variants.differences() if "plain" in peaks else None

@@ -55,7 +55,7 @@ tenth)."""
 
 NOT_COUNTED = {
     "cuda": (
-        "the CUDA context (0.3 to 0.6 GB)", "what the allocator holds beside its blocks in use",
+        "the CUDA context (0.3 to 0.6 GB)", "free blocks that the allocator holds",
         "workspaces of cuDNN and cuBLAS", "buffers that torch.compile plans", "DDP's buckets",
     ),
     "cpu": ("oneDNN's scratch memory", "what malloc keeps", "worker processes that read ahead"),

@@ -63,7 +63,7 @@ class Trial:
         task: ``train``: updates with the optimizer and then, if ``frames`` are given, a validation; ``validate``: only
             the validation; ``predict``: segmenting with LoRA merged.
         device: PyTorch's name of it.
-        manner: ``plain``: the network as the reference runs it.
+        implementation: ``plain``: the network as the reference runs it.
         steps: updates, or forward passes.
         frames: inputs of scoring or prediction; None: squares of ``data.image_size``.
         limit: bytes that it may use; None: all free memory.
@@ -74,7 +74,7 @@ class Trial:
     classes: int
     task: Literal["train", "validate", "predict"] = "train"
     device: str = "cpu"
-    manner: Literal["fast", "plain"] = "fast"
+    implementation: Literal["fast", "plain"] = "fast"
     steps: int = 2
     frames: Frames | None = None
     limit: int | None = None
@@ -300,7 +300,7 @@ def perform(trial: Trial, tell: Tell) -> None:
 def _train(trial: Trial, device: torch.device, tell: Tell) -> None:
     """Updates, then a validation if the trial has frames for it."""
     network = _network(trial)
-    update = (_plain_updates if trial.manner == "plain" else _updates)(trial, network, device)
+    update = (_plain_updates if trial.implementation == "plain" else _updates)(trial, network, device)
     runtime.start_peak(device)
     seconds = _timed(update, steps=trial.steps, device=device)
     peak = runtime.peak_bytes(device)
@@ -355,7 +355,7 @@ def _validate(trial: Trial, device: torch.device, tell: Tell) -> None:
 def _predict(trial: Trial, device: torch.device, tell: Tell) -> None:
     """Segmenting as ``memorysam predict`` does: LoRA merged, the recipe's precision; or as the reference does."""
     network = _network(trial).requires_grad_(False).to(device)
-    if trial.manner == "plain":
+    if trial.implementation == "plain":
         with runtime.computing("fp32", device):
             _look(Plain(network, backbone=trial.recipe.model.backbone), trial, device=device, tell=tell, name="peak")
         return

@@ -363,7 +363,7 @@ def what_is_wanted(
 
     Args:
         classes: of the weights.
-        thresholds: class → the probability that it needs to win, from 0 to 1.
+        thresholds: class → the probability (0 to 1) below which a pixel that it wins gets the value ``unsure``.
         unsure: the value of pixels below it: a class by name or number, or 255 (None).
         probabilities: ``float16`` or ``uint8`` to write the probabilities of all classes.
 

@@ -136,7 +136,7 @@ class Predictor:
         scales: of test-time augmentation, each also mirrored; none: no augmentation.
         tile: process large frames at their own resolution, in windows.
         tile_overlap: the least overlap, as a share of the side of neighboring windows.
-        thresholds: class → the probability that it needs to win.
+        thresholds: class → the probability below which a pixel that it wins gets the value ``unsure``.
         unsure: the value of pixels below it: 255, or a class by name or number.
         compiled: compile the network first.
         strict: refuse sensors whose type or range differs from training, instead of a warning.

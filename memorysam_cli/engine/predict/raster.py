@@ -162,7 +162,7 @@ def plan(
         shared = [name for name, path in places.items() if path == places[modality.name]]
         if len(shared) > 1 and modality.bands is None and modality.channels is None:
             raise UsageError(
-                f"{shown(places[modality.name])}: which of its bands are '{modality.name}' is not known; say it, as "
+                f"{shown(places[modality.name])}: the bands of '{modality.name}' are unknown; choose them, as "
                 f"with --bands {modality.name}=1, or give a raster of its own: --modality {modality.name}=FILE"
             )
     missing = [name for name in known if name not in places]

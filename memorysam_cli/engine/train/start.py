@@ -388,7 +388,7 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
         console.note(line)
     for path in run_start.damaged:
         aside = checkpoints.set_aside(path, "corrupt")
-        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
+        console.warn(f"{path}: is damaged and set aside as {aside.name}; continuing without it")
     for path in run_start.abandoned:
         # Left in place, the next --resume auto would return to them.
         console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")

@@ -222,7 +222,7 @@ class Learner:
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.accelerator.is_main_process:
-            console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
+            console.note("out of memory; continuing with train.saver=on: the same results, less memory, more time")
 
     def _report(self, terms: Tensor, batches: Sequence[Batch]) -> Tensor:
         """Losses, gradient norm and batches without a labeled pixel, added up over all processes: (T + 2,) float32.

@@ -411,7 +411,7 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
     model = card.recipe.model
     if model.backbone not in BACKBONES:
         raise WeightsError(
-            f"{where}: its encoder is '{shown(model.backbone)}'; the upstream layout knows SAM 2's Hiera only; "
+            f"{where}: its encoder is '{shown(model.backbone)}'; the authors' layout supports only SAM 2's Hiera; "
             "use --format merged"
         )
     _refuse_beyond_sam2(card, where=where, whose="the upstream code")
@@ -433,7 +433,9 @@ def _refuse_other_lora(card: WeightsCard, *, where: str) -> None:
     lora = card.recipe.model.lora
     if lora.dora or set(lora.targets) != {"q", "v"}:
         kind = "DoRA" if lora.dora else f"LoRA on {', '.join(lora.targets)}"
-        raise WeightsError(f"{where}: has {kind}; the upstream layout knows LoRA on q and v only; use --format merged")
+        raise WeightsError(
+            f"{where}: has {kind}; the authors' layout supports only LoRA on q and v; use --format merged"
+        )
 
 
 def _write(out: Path, state: dict[str, Tensor]) -> str:

@@ -149,7 +149,7 @@ def test_two_files_of_one_key_are_refused(tmp_path: Path) -> None:
         Pattern("d/*.png").find(tmp_path)
 
 
-def test_neighbouring_wildcards_stand_for_one_text(tmp_path: Path) -> None:
+def test_neighboring_wildcards_stand_for_one_text(tmp_path: Path) -> None:
     plant(tmp_path, "rgb/0012.png", "rgb/12.png", "d/0012.PNG", "d/a.b.npy")
     assert keys(tmp_path, "rgb/????.png") == {"rgb/0012.png": "0012"}
     assert keys(tmp_path, "rgb/??*.png") == {"rgb/0012.png": "0012", "rgb/12.png": "12"}

@@ -124,7 +124,7 @@ def refusal(root: Path, **given: str) -> str:
 def test_two_folders_that_could_be_labels_are_refused_with_what_to_type(tmp_path: Path) -> None:
     write(tmp_path, photo="rgb/#.png", label="labels/#.png masks/#.png")
     said = refusal(tmp_path)
-    assert "2 kinds of files may be the labels; say which: --labels 'labels/*.png' or --labels 'masks/*.png'" in said
+    assert "2 kinds of files may be the labels; choose one: --labels 'labels/*.png' or --labels 'masks/*.png'" in said
     proposal = propose(tmp_path, labels="masks/*.png")
     assert (proposal.modalities, proposal.labels) == ({"rgb": "rgb/*.png"}, "masks/*.png")
     assert "'labels/*.png' may be labels, too, and is left out" in proposal.notes

@@ -89,7 +89,7 @@ def counts(found: Robustness, cell: Cell, repeat: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "missing"), [("emm", "drop"), ("any", "zero")])
-def test_a_missing_sensor_is_zero_after_normalisation(
+def test_a_missing_sensor_is_zero_after_normalization(
     model: MemorySAM, data: Manifest, kind: str, missing: str
 ) -> None:
     found = measure(model, data, kind, missing=missing, batch=2)

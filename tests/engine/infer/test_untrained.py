@@ -21,7 +21,7 @@ ALL = ("img", "depth", "event", "lidar")
 
 
 def recipe(*values: str) -> recipes.Recipe:
-    """Of the demo in the published manner, with these values."""
+    """Of the demo trained as published, with these values."""
     return recipes.load("demo", ["model.order=recipe", "losses.prefix=null", *values])
 
 

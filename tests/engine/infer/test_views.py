@@ -177,7 +177,7 @@ def test_what_is_nearest_in_the_data_stays_nearest() -> None:
     ("flip", "signs"), [("mirror", (1, 1, 1)), ("negate_sine", (-1, 1, -1)), ("negate_cosine", (1, -1, 1))]
 )
 @pytest.mark.parametrize("statistics", [None, ((0.1, -0.2, 0.3), (0.5, 2.0, 0.25))])
-def test_a_flip_changes_the_sign_of_values_and_not_of_what_normalisation_made_of_them(
+def test_a_flip_changes_the_sign_of_values_and_not_of_what_normalization_made_of_them(
     flip: Any, signs: tuple[int, ...], statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
 ) -> None:
     values = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_not_drawn() -> None:
     }
 
 
-def test_the_plain_manner_has_one_point_and_another_network_none() -> None:
+def test_the_plain_implementation_has_one_point_and_another_network_none() -> None:
     sweep = script("sweep")
     figures = {"fits": True, "seconds": 2.0, "peak_bytes": 3e9}
     middle = {"backbone": "nano", "modalities": 4, "size": 64, "batch": 1, "precision": "fp32"}

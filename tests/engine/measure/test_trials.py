@@ -237,8 +237,8 @@ def test_looking_is_measured_too(task: Any) -> None:
     assert len(said["seconds"]) == 2 and said["peak"] > 0 and "why" not in said
 
 
-def test_the_plain_manner_trains_too() -> None:
-    said = told(Trial(NANO, 3, manner="plain", steps=1))
+def test_the_plain_implementation_trains_too() -> None:
+    said = told(Trial(NANO, 3, implementation="plain", steps=1))
     assert len(said["seconds"]) == 1 and said["training_peak"] > 0
 
 

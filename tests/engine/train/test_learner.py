@@ -69,7 +69,7 @@ def test_weights_decay_and_one_dimensional_parameters_do_not() -> None:
     torch.testing.assert_close(vector.detach(), torch.ones(2))
 
 
-def test_the_rate_reaches_the_optimiser(small: Recipe, rendered: Manifest) -> None:
+def test_the_rate_reaches_the_optimizer(small: Recipe, rendered: Manifest) -> None:
     learner = learner_of(small, rendered)
     token = learner.parameters["sam.no_mem_embed"]
     before = token.detach().clone()
@@ -206,7 +206,7 @@ def test_out_of_memory_switches_the_saver_on_and_repeats_the_same_update(
     found = [hungry.learn(batches, rate=0.01) for _ in range(2)]
     assert found == wanted and hungry.network.saver
     torch.testing.assert_close(hungry.state(), plain.state(), rtol=0, atol=0)
-    assert capsys.readouterr().err.count("going on with train.saver=on") == 1
+    assert capsys.readouterr().err.count("continuing with train.saver=on") == 1
 
 
 def test_out_of_memory_is_told_where_the_recipe_wants_no_saver(

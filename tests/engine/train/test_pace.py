@@ -56,7 +56,7 @@ def test_a_pace_below_a_tenth_of_its_best_is_noted_once(wind: Callable[[float], 
     assert not notes(clocked, wind, *[5.0] * 20)  # 1.6: slow, but more than a tenth
     (note,) = notes(clocked, wind, *[8.0] * 20)
     assert re.fullmatch(
-        r"1 scenes/s, less than a tenth of this run's best 12\.8: another program uses the machine; "
+        r"1 scenes/s, less than a tenth of this run's best 12\.8: the machine is busy with something else; "
         "memorysam doctor shows more",
         note,
     )
