@@ -66,8 +66,9 @@ CARDS = {
     "H100": Card(80, 67, 495, 989),
     "H200": Card(141, 67, 495, 989),
 }
-"""Peak rates, without sparsity, as in NVIDIA's data sheets. Tensor cores of GeForce cards sum float32 at half the rate
-of their professional sisters (GA102: RTX 3090 and RTX A6000), which makes their TF32 no faster than float32."""
+"""Peak rates, without sparsity, from memory of NVIDIA's data sheets; only some were looked up again. Tensor cores of
+GeForce cards sum float32 at half the rate of their professional sisters (GA102: RTX 3090 and RTX A6000), which makes
+their TF32 no faster than float32."""
 
 EFFICIENCY = {"fp32": 0.60, "tf32": 0.32, "bf16": 0.32, "fp16": 0.32}
 """The share of a GPU's peak that training is assumed to reach. Large products reach about 0.8 of a tensor core's peak,
