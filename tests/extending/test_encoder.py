@@ -88,7 +88,7 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(story: tuple[str, dict[str, E
 def test_upstream_s_layout_is_refused_by_name(story: tuple[str, dict[str, Ended]]) -> None:
     kind, ended = story
     assert ended["reference"].code != 0 and ended["reference"].err.count("\n") == 1
-    assert ("Hiera only" if kind == "lora" else "without LoRA") in ended["reference"].err
+    assert ("only SAM 2's Hiera" if kind == "lora" else "without LoRA") in ended["reference"].err
 
 
 @pytest.mark.slow
