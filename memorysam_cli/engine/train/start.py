@@ -114,8 +114,7 @@ def refuse_unlabeled(recipe: Recipe, manifest: Manifest) -> None:
         if not any(_may_have_class(scene, manifest) for scene in scenes):
             raise DataError(
                 f"{info.name}: no labeled pixel in '{split}': {counted(len(scenes), 'label', 'holds')} nothing but "
-                "what counts as "
-                f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
+                f"what counts as 'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
                 f"or name another split with --set {key}=NAME"
             )
 

@@ -100,7 +100,7 @@ def test_a_split_without_one_labeled_pixel_is_refused(tmp_path: Path, default: R
     paths = [tmp_path / str(scene.label) for scene in manifest.of_split(split)]
     for path in paths:
         images.write_png(path, np.full((24, 40), 255, np.uint8))
-    with pytest.raises(DataError, match=f"no labeled pixel in '{split}': all {len(paths)} labels .*{use}"):
+    with pytest.raises(DataError, match=f"no labeled pixel in '{split}': {len(paths)} labels? .*{use}"):
         start.refuse_unlabeled(default, manifest)
     paths[-1].write_bytes(b"no picture")  # may hold what counts; training will say that it cannot be read
     start.refuse_unlabeled(default, manifest)
