@@ -79,9 +79,9 @@ def test_a_number_that_nobody_knows_is_asked_for(refusal: str, tmp_path: Path) -
 
 
 def test_a_number_that_the_recipe_knows_is_refused(rendered: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--modalities 2: the recipe's data set tells"):
+    with pytest.raises(UsageError, match=r"--modalities 2: the recipe's data set defines them"):
         workload.find_target(recipes.load("deliver"), tmp_path, modalities=2)
-    with pytest.raises(UsageError, match=r"--modalities 2: the recipe's data set tells"):
+    with pytest.raises(UsageError, match=r"--modalities 2: the recipe's data set defines them"):
         workload.find_target(recipes.load("deliver", ANY), rendered.root, modalities=2)
 
 
