@@ -114,8 +114,8 @@ def refuse_unlabeled(recipe: Recipe, manifest: Manifest) -> None:
         if not any(_may_have_class(scene, manifest) for scene in scenes):
             raise DataError(
                 f"{info.name}: no labeled pixel in '{split}': {counted(len(scenes), 'label', 'holds')} nothing but "
-                f"what counts as 'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
-                f"or name another split with --set {key}=NAME"
+                f"what counts as 'ignored', so that there is {use}; prepare the data set again with the right "
+                f"--classes and --ignore, or name another split with --set {key}=NAME"
             )
 
 
