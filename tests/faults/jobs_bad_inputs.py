@@ -25,6 +25,7 @@ def warm(template: str) -> None:
     """Write the inputs that the cases copy and spoil, and import whatever the program needs."""
     from memorysam_cli import app
     from memorysam_cli.storage import images
+    from tests import sketches
     from tests.data.trees import write_tree
     from tests.engine.stand_ins import PLANS, write_data
 
@@ -43,7 +44,8 @@ def warm(template: str) -> None:
         ["predict", "photos", "--map", "img=rgb", "--workers", "0", "-q"],
         ["evaluate", "--workers", "0", "-q"],
     ):
-        code = app.run(arguments)
+        with sketches.drawn_by(sketches.blank):
+            code = app.run(arguments)
         if code:
             raise RuntimeError(f"{arguments}: ended with {code}")
     os.chdir(before)
