@@ -28,7 +28,7 @@ OTHER_HOST = {
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is on a network, and things go faster."""
     monkeypatch.setattr(lock, "needs_marker", lambda _: True)
-    monkeypatch.setattr(lock, "SETTLE_S", 0.02)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.2)
     monkeypatch.setattr(lock, "BEAT_S", 0.02)
 
 
