@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test soak docs lint check format clean distclean
 help:
 	@echo 'make demo    prepare, train, evaluate and predict on rendered scenes (minutes, CPU)'
-	@echo 'make test    the tests (MEMORYSAM_SLOW=1: the slow ones and all cases, too)'
+	@echo 'make test    the tests (MEMORYSAM_SLOW=1: the slow ones too)'
 	@echo 'make soak    the fault suite at night: 2,000 kills, 50,000 examples, fuzzing; hours'
 	@echo 'make docs    the documentation as a site that opens from disk: site/index.html'
 	@echo 'make lint    ruff (format, lint) and mypy'
@@ -41,9 +41,9 @@ $(DEV): $(READY)
 demo: $(READY)
 	$(BIN)/memorysam demo --out .demo
 
-# One thread a worker, so that sums do not depend on the machine; three workers on two cores, since tests also wait. Each
-# takes a third of the files, so that what a file's tests share is made once; who is done first takes over from another.
-WORKERS := -n 3 --dist worksteal
+# One thread a worker: two workers on two cores, and sums that do not depend on the machine. Each takes half of the files,
+# so that what a file's tests share is made once; who is done first takes over half of what the other still has.
+WORKERS := -n 2 --dist worksteal
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 

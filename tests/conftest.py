@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import os
-import random
 import resource
 import secrets
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -53,10 +52,6 @@ hypothesis.settings.load_profile("untimed")
 FAULT_SEED = os.environ.setdefault("MEMORYSAM_FAULT_SEED", str(secrets.randbelow(2**31)))
 NO_SKIPS = os.environ.get("MEMORYSAM_NO_SKIPS") == "1"
 SLOW = os.environ.get("MEMORYSAM_SLOW") == "1"
-SOAK = os.environ.get("MEMORYSAM_SOAK") == "1"
-DRAWN = "MEMORYSAM_DRAWN_CASES"
-CASES, SHARE = 4, 0.25
-"""A plain run of all tests tries four of a test's cases, or a quarter if that is more; each run draws others."""
 
 
 def refuse_other_hosts(event: str, arguments: tuple[Any, ...]) -> None:
@@ -104,34 +99,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         Path(path).write_text(json.dumps({"seed": FAULT_SEED, "blocks": totals}, indent=2, sort_keys=True) + "\n")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Note whether all tests are asked for; pytest-xdist's workers, which are given every path, inherit the note."""
-    is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.getoption("keyword")
-    os.environ.setdefault(DRAWN, "1" if is_all and not (SLOW or SOAK) else "0")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out slow tests, gpu tests without a GPU, and some of many cases, unless ``-m`` says what to run."""
+    """Leave out slow tests, and gpu tests without a GPU, unless ``-m`` says what to run."""
     if config.getoption("markexpr"):
         return
     unwanted = set() if SLOW else {"slow"}
     if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
         unwanted.add("gpu")
-    left_out = {item for item in items if any(item.get_closest_marker(name) for name in unwanted)}
-    if os.environ[DRAWN] == "1":
-        left_out.update(_not_drawn(item for item in items if item not in left_out))
-    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
+    config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-
-
-def _not_drawn(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
-    """The cases that the seed does not draw."""
-    tests: dict[str, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        tests[item.nodeid.partition("[")[0]].append(item)
-    for name, cases in tests.items():
-        drawn = min(len(cases), max(CASES, round(len(cases) * SHARE)))
-        yield from random.Random(f"{FAULT_SEED} {name}").sample(cases, len(cases) - drawn)
 
 
 def pytest_collection_finish() -> None:

@@ -82,7 +82,8 @@ def end(process: subprocess.Popen[Any], *, gently_s: float = 0) -> None:
     process.kill()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            stream.close()
+            with contextlib.suppress(BrokenPipeError):  # what it did not read
+                stream.close()
     process.wait()
 
 

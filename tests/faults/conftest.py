@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.forks import Forks
-from tests.faults.scale import SOAK, seconds
+from tests.faults.scale import CASES, SHARE, SLOW, SOAK, seconds
 
 HERE = Path(__file__).parent
 LIMIT_S = 120
@@ -18,14 +19,28 @@ LIMIT_S = 120
 Figures = Callable[..., None]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here; a hang is a failure, whatever it waits for."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what lies here; a hang is a failure, whatever it waits for. Plain runs try a share of many cases."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.faults)
             own = item.get_closest_marker("timeout")
             limit = own.args[0] if own is not None else LIMIT_S
             item.add_marker(pytest.mark.timeout(seconds(limit)), append=False)
+    if not (SLOW or SOAK):
+        left_out = set(_not_drawn([item for item in items if HERE in item.path.parents]))
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _not_drawn(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """The cases that the suite's seed does not draw."""
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    for name, cases in tests.items():
+        drawn = min(len(cases), max(CASES, round(len(cases) * SHARE)))
+        yield from random.Random(f"{os.environ['MEMORYSAM_FAULT_SEED']} {name}").sample(cases, len(cases) - drawn)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import os
 
 SOAK = os.environ.get("MEMORYSAM_SOAK") == "1"
 SLOW = os.environ.get("MEMORYSAM_SLOW") == "1"
+CASES, SHARE = 4, 0.25
+"""Of a test with more cases than four ``make test`` tries four, or a quarter if that is more; each run draws others."""
 
 
 def amount(usual: int, *, soak: int, few: int | None = None) -> int:

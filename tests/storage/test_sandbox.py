@@ -54,6 +54,15 @@ def test_time_that_is_used_up_is_an_end(tmp_path: Path) -> None:
     assert ended.returncode == -signal.SIGXCPU
 
 
+def test_a_child_that_ended_before_it_read_leaves_no_file_open() -> None:
+    process = children.start("no_such_module", environment=os.environ)
+    assert process.stdin is not None and process.stdout is not None
+    process.wait()
+    process.stdin.write(b"a line that nobody reads")  # stays in the buffer until the pipe is closed
+    children.end(process)
+    assert process.stdin.closed and process.stdout.closed
+
+
 def test_a_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = (
         "import os, sys; from memorysam_cli.storage import children\n"

@@ -180,8 +180,7 @@ def _child(trial: Trial, complained: IO[str]) -> Iterator[subprocess.Popen[bytes
     finally:
         if process.returncode is None:
             _end(process)
-        with contextlib.suppress(BrokenPipeError):
-            children.end(process)
+        children.end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
