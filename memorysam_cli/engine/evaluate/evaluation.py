@@ -106,8 +106,7 @@ def plan(
 
     Raises:
         WeightsError: the weights are refused, or have other classes than the data set.
-        UsageError: an unknown modality, a missing split name, or ``out`` contains foreign files with the names of the
-            results.
+        UsageError: an unknown modality, a missing split name, or ``out`` contains other files named as the results.
         EnvironmentFault: nothing can be written to ``out``, or the device is missing.
         DataError: the data set is not prepared, a split is unknown or has no labels, or values differ with ``strict``.
     """

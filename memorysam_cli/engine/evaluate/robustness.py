@@ -9,7 +9,7 @@ Source: DATASETS §1.6 (EMM, RMM, NM of arXiv 2503.18445), §1.7 (the mean over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NamedTuple, get_args
@@ -157,12 +157,9 @@ def run(
         network, plan, inference, classes=len(manifest.info.classes), protocol=protocol,
         draws=[Draw(seed, repeat, extremes=noise_extremes) for repeat in range(repeats)],
     )  # fmt: skip
-    share = scenes[rank::world]  # no padding: a scene counted twice would change the result
-    source = scored_scenes(
-        manifest, scenes=share, modalities=inference.modalities, size=inference.image_size, workers=inference.workers
-    )
     with inference_mode(network), inference.computing():
-        for together in batches(source, most=inference.batch, key=tally.shape):
+        # No padding: a scene counted twice would change the result.
+        for together in tally.read(manifest, scenes[rank::world]):
             tally.add(together)
             if advance is not None:
                 advance(len(together))
@@ -216,7 +213,7 @@ class FailureTally:
         protocol: ProtocolName,
     ) -> None:
         self.network, self.draws, self.protocol, self.classes = network, draws, protocol, classes
-        self.modalities, self.sensors, self.device = inference.modalities, inference.sensors, inference.device
+        self.inference, self.sensors, self.device = inference, inference.sensors, inference.device
         self.groups = list(sensors_in(network, inference).values())
         # Without missing sensors all levels are equal: it runs once, and counts for each.
         self.cells: dict[tuple[Variant, ...], list[int]] = {}
@@ -225,6 +222,14 @@ class FailureTally:
         self.confusions = torch.zeros(len(draws), len(plan), classes, classes, dtype=torch.int64)
         self.pixels = 0
         self._zeros: dict[tuple[int, ...], EncodedFrame] = {}
+
+    def read(self, manifest: Manifest, scenes: Sequence[Scene]) -> Iterator[list[ScoredScene]]:
+        """The scenes with their labels, in the batches of :meth:`add`."""
+        seen = self.inference
+        source = scored_scenes(
+            manifest, scenes=scenes, modalities=seen.modalities, size=seen.image_size, workers=seen.workers
+        )
+        return batches(source, most=seen.batch, key=self.shape)
 
     def shape(self, scored: ScoredScene) -> tuple[int, ...]:
         """The shapes that must be equal for scenes in the same forward pass."""
@@ -276,7 +281,7 @@ class FailureTally:
                 continue
             numbers = [number for place, _ in variants for number in self.groups[place][1]]
             spoilt = [
-                corrupt(frames[number], self.modalities[number], scenes=scenes, level=level, draw=draw)
+                corrupt(frames[number], self.inference.modalities[number], scenes=scenes, level=level, draw=draw)
                 for number in numbers
             ]
             encoded |= zip(variants, self._encode(spoilt, numbers), strict=True)

@@ -332,10 +332,7 @@ def run(
                 _write_polygons(job, made, shapes, crs=sensors.grid.crs)
             rasters.write_cog(made, out, scratch=work, needed_bytes=needed)  # last: if it exists, everything is done
     shutil.rmtree(work, ignore_errors=True)
-    return {
-        **_report(job, sensors, out, chosen),
-        **{key: None if path is None else str(path) for key, path in also.items()},
-    }
+    return _report(job, sensors, out, chosen) | {key: path and str(path) for key, path in also.items()}
 
 
 def _remark(job: RasterJob, sensors: _Sensors, *, strict: bool) -> None:

@@ -152,9 +152,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
         result = trainer.fit(run, resume=run_start.checkpoint)
         if accelerator.is_main_process:
             run_folder.point_latest(run.path)
-    if not accelerator.is_main_process:
-        return None
-    return FinishedRun(run, run_start.recipe, result)
+    return FinishedRun(run, run_start.recipe, result) if accelerator.is_main_process else None
 
 
 @dataclass
