@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -221,13 +222,13 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
             if target.exists() and documents.read_json(temporary / MANIFEST) == documents.read_json(target / MANIFEST):
                 raise _AlreadySavedError
     except _AlreadySavedError:
-        _prune(folder, keep=keep)  # a kill may have prevented it earlier
+        _prune(folder, keep=keep, verified=target)  # a kill may have prevented it earlier
         return target
     if not is_valid(place):
         raise WeightsError(f"{place}: the written data cannot be read back unchanged; check the disk")
     if place == again:
         _promote(again)
-    _prune(folder, keep=keep)
+    _prune(folder, keep=keep, verified=target)
     return target
 
 
@@ -237,18 +238,23 @@ class _AlreadySavedError(Exception):
 
 def _fill(folder: Path, state: State) -> None:
     """Write the files of a checkpoint."""
-    for name in TENSORS:
-        tensors.write(folder / f"{name}.safetensors", getattr(state, name), {})
+    files = {name: f"{name}.safetensors" for name in TENSORS}
+    written = {file: tensors.write(folder / file, getattr(state, name), {}) for name, file in files.items()}
     words = {"identity": state.identity, "made_by": state.made_by}
     documents.write_json(folder / "trainer.json", asdict(state.position) | words)
-    documents.write_json(folder / MANIFEST, _sums(folder))
+    documents.write_json(folder / MANIFEST, _sums(folder, written))
 
 
-def _sums(path: Path) -> dict[str, dict[str, Any]]:
+def _sums(path: Path, written: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """The manifest of a checkpoint; files whose SHA-256 is known from writing them are not read again."""
     files = sorted(entry for entry in path.iterdir() if entry.name != MANIFEST)
     if not files:
         raise DataError(f"{path}: is empty")
-    return {entry.name: {"size": entry.stat().st_size, "sha256": tensors.sha256(entry)} for entry in files}
+    known = written or {}
+    return {
+        entry.name: {"size": entry.stat().st_size, "sha256": known.get(entry.name) or tensors.sha256(entry)}
+        for entry in files
+    }
 
 
 def _promote(again: Path) -> None:
@@ -270,14 +276,17 @@ def _out_of_the_way(path: Path) -> Path:
         return path.rename(target)
 
 
-def _prune(folder: Path, *, keep: int) -> None:
-    """Remove checkpoints older than the newest ``keep`` valid ones; nothing if there are fewer."""
+def _prune(folder: Path, *, keep: int, verified: Path) -> None:
+    """Remove checkpoints older than the newest ``keep`` valid ones; nothing if there are fewer.
+
+    A checkpoint is as large as the model, three times; ``verified`` is not read again.
+    """
     valid = 0
     for path in reversed(_folders(folder)):
         if valid >= keep:
             shutil.rmtree(_out_of_the_way(path))
         else:
-            valid += is_valid(path)
+            valid += path == verified or is_valid(path)
 
 
 def path_of(folder: Path, step: int) -> Path:
