@@ -183,6 +183,17 @@ def fastest() -> Callable[..., float]:
     return measure
 
 
+@pytest.fixture(scope="module")
+def forked_children() -> Iterator[None]:
+    """What opens other people's weights, or asks the Hub, is forked from a process that has imported torch."""
+    from memorysam_cli.storage import children
+    from tests import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "start", forked.start)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def default_console() -> Iterator[None]:
     """A test that sets the console up leaves no trace."""

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from memorysam_cli.model import load, read_card, weights
 from memorysam_cli.storage import images, tensors
 
 from ..engine.stand_ins import CLASSES, write_data
-from .trained import Program, save_weights
+from .trained import Program, answered, save_weights
+
+Told = Callable[..., dict[str, Any]]
 
 FILES = {
     "metrics": "metrics.json",
@@ -53,10 +57,23 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_without_any_option_the_best_of_the_latest_run_is_scored_on_val(here: Path, memorysam: Program) -> None:
-    ended = memorysam("evaluate", "--json", "--workers", 0)
-    assert ended.code == 0
-    report = ended.answer
+@pytest.fixture(scope="module")
+def answers(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told]:
+    """A folder, and the answer of ``evaluate`` with some options in it, which run once however many tests ask."""
+    folder = tmp_path_factory.mktemp("told") / "here"
+    shutil.copytree(template, folder, symlinks=True)
+    return folder, functools.cache(lambda *arguments: answered(folder, "evaluate", "--workers", 0, *arguments))
+
+
+@pytest.fixture
+def told(answers: tuple[Path, Told], monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Those answers; the test runs in their folder, and only reads."""
+    monkeypatch.chdir(answers[0])
+    return answers[1]
+
+
+def test_without_any_option_the_best_of_the_latest_run_is_scored_on_val(told: Told) -> None:
+    report = told()
     assert set(report) == KEYS
     assert (report["schema_version"], report["split"], report["protocol"], report["scenes"]) == (1, "val", "resized", 5)
     folder = Path("runs/small-1/evaluate/val")
@@ -72,10 +89,10 @@ def test_without_any_option_the_best_of_the_latest_run_is_scored_on_val(here: Pa
     assert sum(report["protocols"]["native"]["pixels"].values()) == 4 * 97 * 131 + 64 * 64
 
 
-def test_the_result_is_that_of_the_function_that_training_validates_with(here: Path, memorysam: Program) -> None:
-    report = memorysam("evaluate", "--json", "--workers", 0).answer
+def test_the_result_is_that_of_the_function_that_training_validates_with(told: Told) -> None:
+    report = told()
     model = load("runs/latest/checkpoints/best.safetensors")
-    data = _manifest(here)
+    data = _manifest(Path())
     found = evaluate(
         model, data, scenes=data.of_split("val"), inference=Inference(model.card.modalities, 32, "cpu", workers=0)
     )  # fmt: skip
@@ -142,16 +159,16 @@ def test_a_split_that_chose_nothing_needs_no_such_note(here: Path, memorysam: Pr
     assert ended.answer["files"]["metrics"] == "runs/small-1/evaluate/train/metrics.json"
 
 
-def test_the_native_protocol_can_head_the_report(here: Path, memorysam: Program) -> None:
-    resized = memorysam("evaluate", "--json", "--workers", 0).answer
+def test_the_native_protocol_can_head_the_report(told: Told, here: Path, memorysam: Program) -> None:
+    resized = told()
     native = memorysam("evaluate", "--protocol", "native", "--json", "--workers", 0).answer
     assert native["miou"] == resized["protocols"]["native"]["miou"] != resized["miou"]
     assert native["protocols"] == resized["protocols"]
 
 
-def test_a_report_says_all_that_decides_it(here: Path, memorysam: Program) -> None:
-    report = memorysam("evaluate", "--json", "--workers", 0).answer
-    data = _manifest(here)
+def test_a_report_says_all_that_decides_it(told: Told) -> None:
+    report = told()
+    data = _manifest(Path())
     assert report["split_sha256"] == {"val": evaluation.scenes_sha256(data.of_split("val"))}
     assert report["weights_sha256"] == tensors.sha256(Path("runs/latest/checkpoints/best.safetensors"))
     assert (report["missing"], report["tta"], report["tile"]) == ("drop", None, None)
@@ -161,7 +178,9 @@ def test_a_report_says_all_that_decides_it(here: Path, memorysam: Program) -> No
 
 
 @pytest.mark.parametrize("split", ["val,train", "all"])
-def test_several_splits_are_one_result_with_a_part_for_each(here: Path, memorysam: Program, split: str) -> None:
+def test_several_splits_are_one_result_with_a_part_for_each(
+    told: Told, here: Path, memorysam: Program, split: str
+) -> None:
     ended = memorysam("evaluate", "--split", split, "--json", "--workers", 0, "-q")
     report, folder = ended.answer, "val+train" if split == "val,train" else "train+val"
     assert (report["split"], report["scenes"]) == (folder, 6)
@@ -169,7 +188,7 @@ def test_several_splits_are_one_result_with_a_part_for_each(here: Path, memorysa
     assert set(report["split_sha256"]) == {"val", "train"}
     assert Path(report["files"]["metrics"]) == Path("runs/small-1/evaluate") / folder / "metrics.json"
     assert len(report["warnings"]) == 2 == ended.err.count("memorysam: warning:")
-    alone = memorysam("evaluate", "--json", "--workers", 0).answer
+    alone = told()
     assert report["splits"]["val"]["miou"] == alone["miou"] == alone["splits"]["val"]["miou"]
 
 
@@ -187,12 +206,12 @@ def test_people_see_the_worst_scenes_first_and_conditions_against_cases(here: Pa
     assert any(line.startswith("splits") for line in lines)
 
 
-def test_a_missing_modality_is_dropped_or_fed_as_zeros(here: Path, memorysam: Program) -> None:
-    arguments = ("evaluate", "--modalities", "img", "--json", "--workers", 0)
-    dropped, zeroed = memorysam(*arguments).answer, memorysam(*arguments, "--missing", "zero").answer
+def test_a_missing_modality_is_dropped_or_fed_as_zeros(told: Told) -> None:
+    arguments = ("--modalities", "img")
+    dropped, zeroed = told(*arguments), told(*arguments, "--missing", "zero")
     assert (dropped["missing"], zeroed["missing"]) == ("drop", "zero")
     assert zeroed["files"]["metrics"] == "runs/small-1/evaluate/val/img-zero/metrics.json"
-    model, data = load("runs/latest/checkpoints/best.safetensors"), _manifest(here)
+    model, data = load("runs/latest/checkpoints/best.safetensors"), _manifest(Path())
 
     class BlackDepth:
         training = False
@@ -211,9 +230,9 @@ def test_a_missing_modality_is_dropped_or_fed_as_zeros(here: Path, memorysam: Pr
     assert zeroed["protocols"] == json.loads(json.dumps(expected.to_json()))
 
 
-def write_two(here: Path) -> None:
+def write_two(here: Path, size: tuple[int, int] = (40, 48)) -> None:
     """Two small scenes in place of the five: they are soon seen many times."""
-    write_data(here / "data", [("a", "val", "fog", None, (40, 48)), ("b", "val", "rain", None, (40, 48))])
+    write_data(here / "data", [("a", "val", "fog", None, size), ("b", "val", "rain", None, size)])
 
 
 def test_augmentation_and_windows_have_folders_of_their_own_and_say_so(here: Path, memorysam: Program) -> None:
@@ -230,7 +249,7 @@ def test_augmentation_and_windows_have_folders_of_their_own_and_say_so(here: Pat
 
 
 def test_people_are_told_how_scenes_were_shown(here: Path, memorysam: Program) -> None:
-    write_two(here)
+    write_two(here, size=(32, 32))
     view = ("--modalities", "img", "--missing", "zero", "--tta-scales", "1,1.5", "--tile")
     told = memorysam("evaluate", *view, "--workers", 0).out
     assert "2 of val, img (others as zeros; scales 1, 1.5, each also mirrored; windows of 32 pixels)" in told
@@ -256,9 +275,8 @@ def test_a_split_without_labels_is_refused_and_left_out_of_all(here: Path, memor
     assert ended.answer["split"] == "train+val"
 
 
-def test_a_part_of_the_modalities_is_scored_beside_the_full_result(here: Path, memorysam: Program) -> None:
-    full = memorysam("evaluate", "--json", "--workers", 0).answer
-    part = memorysam("evaluate", "--modalities", "img", "--json", "--workers", 0).answer
+def test_a_part_of_the_modalities_is_scored_beside_the_full_result(told: Told) -> None:
+    full, part = told(), told("--modalities", "img")
     assert (full["modalities"], part["modalities"]) == (["img", "depth"], ["img"])
     said = "have a combination of sensors that these weights were never trained for: img ("
     assert [said in each["warnings"][0] for each in (full, part)] == [False, True]
@@ -267,6 +285,7 @@ def test_a_part_of_the_modalities_is_scored_beside_the_full_result(here: Path, m
 
 
 def test_weights_outside_a_run_and_an_out_folder(here: Path, memorysam: Program) -> None:
+    write_two(here)
     shutil.copy("runs/latest/checkpoints/best.safetensors", "mine.safetensors")
     arguments = ("evaluate", "--weights", "mine.safetensors", "--json", "--workers", 0)
     digest = tensors.sha256(Path("mine.safetensors"))
@@ -276,6 +295,7 @@ def test_weights_outside_a_run_and_an_out_folder(here: Path, memorysam: Program)
 
 
 def test_other_weights_of_a_run_leave_the_result_of_its_best_alone(here: Path, memorysam: Program) -> None:
+    write_two(here)
     best = memorysam("evaluate", "--json", "--workers", 0).answer
     last = Path("runs/small-1/checkpoints/last.safetensors")
     save_weights(last, _manifest(here).info, modalities=("img",))
@@ -295,6 +315,7 @@ def test_a_users_own_files_are_not_replaced(here: Path, memorysam: Program) -> N
 def test_weights_that_are_replaced_meanwhile_are_not_credited(
     here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_two(here)
     path = Path("runs/small-1/checkpoints/best.safetensors")
     digest, real = tensors.sha256(path), scoring.evaluate
 
@@ -308,6 +329,7 @@ def test_weights_that_are_replaced_meanwhile_are_not_credited(
 
 
 def test_zeros_for_nothing_are_called_nothing(here: Path, memorysam: Program) -> None:
+    write_two(here)
     ended = memorysam("evaluate", "--missing", "zero", "--workers", 0)
     assert "others as zeros" not in ended.out and "no modality is left out" in ended.err
 
@@ -319,6 +341,7 @@ def test_frames_smaller_than_the_model_are_seen_as_without_windows(here: Path, m
 
 
 def test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written(here: Path, memorysam: Program) -> None:
+    write_two(here)
     ended = memorysam("evaluate", "--min-miou", 99, "--json", "--workers", 0)
     assert ended.code == 10
     assert "--min-miou 99: the mIoU is " in ended.err
@@ -403,9 +426,8 @@ def _manifest(here: Path) -> Manifest:
     return manifest.read(here / "data", "tiny")
 
 
-def test_half_precision_has_a_folder_of_its_own_and_scores_nearly_the_same(here: Path, memorysam: Program) -> None:
-    exact = memorysam("evaluate", "--workers", 0, "--device", "cpu", "--json").answer
-    half = memorysam("evaluate", "--workers", 0, "--device", "cpu", "--precision", "bf16", "--json").answer
+def test_half_precision_has_a_folder_of_its_own_and_scores_nearly_the_same(told: Told) -> None:
+    exact, half = told(), told("--device", "cpu", "--precision", "bf16")
     assert (exact["precision"], half["precision"]) == ("fp32", "bf16")
     assert half["files"]["metrics"] == "runs/small-1/evaluate/val/bf16/metrics.json"
     assert abs(exact["miou"] - half["miou"]) < 1
@@ -413,6 +435,7 @@ def test_half_precision_has_a_folder_of_its_own_and_scores_nearly_the_same(here:
 
 
 def test_compiling_is_the_networks(here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_two(here)
     compiled: list[object] = []
 
     def compile_blocks(network: weights.Segmenter) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from memorysam_cli import app
+from memorysam_cli.engine import demo as demonstration
 from memorysam_cli.engine.measure import bench as benchmark
 from memorysam_cli.engine.measure import trials
 from memorysam_cli.engine.measure.rates import Rate
@@ -92,6 +93,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         patch.setattr(hub, "fetch", lambda repo, filename, **options: Path(filename))
         # test_bench.py measures and test_export.py exports; here the names are what counts
         patch.setattr(benchmark, "matmul_rate", lambda _device, precision: Rate(1e9, precision))
+        patch.setattr(demonstration, "SIZE", 72)
         peak = Outcome(True, seconds=(1.0,), peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
         patch.setattr(trials, "run", lambda _trial: peak)
         shape = portable.GraphShape(1, 1, 32, 32)

@@ -22,10 +22,12 @@ MODALITIES = ("img", "depth", "event", "lidar")
 
 @pytest.fixture(scope="module")
 def template(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with ``data/``, and a run with its best weights for four modalities."""
+    """A working folder with ``data/``, two scenes to validate with, and a run's best weights for four modalities."""
     folder = tmp_path_factory.mktemp("template")
     shutil.copytree(rendered, folder / "data")
-    info = manifests.read(folder / "data", "synthetic").info
+    data = manifests.read(folder / "data", "synthetic")
+    info, few = data.info, data.of_split("val")[:2]
+    manifests.write(data.root, info, few)
     save_weights(folder / "runs/small-1/checkpoints/best.safetensors", info, modalities=MODALITIES)
     (folder / "runs/small-1" / run_folder.RECIPE).write_text("{}")
     (folder / "runs/latest").symlink_to("small-1")

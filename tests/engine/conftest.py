@@ -23,15 +23,15 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="session")
 def small() -> Recipe:
-    """Nano from random weights, four updates in two epochs, a checkpoint after each update."""
+    """Nano from random weights, four updates in two epochs, with checkpoints at steps 0, 3 and 4."""
     return recipes.parse(
         {
             "name": "small",
-            "data": {"dataset": "synthetic", "modalities": ["img", "depth"], "image_size": 64, "workers": 0},
+            "data": {"dataset": "synthetic", "modalities": ["img", "depth"], "image_size": 32, "workers": 0},
             "model": {"backbone": "nano", "base_weights": "random", "object_gate": False},
             "spmm": {"variant": "paper", "weight": 1.0},
             "optim": {"lr": 1e-3, "warmup_epochs": 1},
-            "train": {"epochs": 2, "batch": 5, "seed": 5, "checkpoint_minutes": 1e-9},
+            "train": {"epochs": 2, "batch": 5, "seed": 5, "checkpoint_steps": 3},
         },
         where="small",
     )

@@ -17,20 +17,17 @@ from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.recipe import BACKBONES
 
-SIZE = 256
 SHORT = {"tiny": "t", "small": "s", "base-plus": "b+", "large": "l"}
-ALWAYS = "sam2.1-hiera-tiny"
+ALWAYS = ("sam2.1-hiera-tiny", 128)
 """The others walk the same code; sam2-hiera-tiny is also compared by test_parity and test_against_upstream."""
-VARIANTS = [
-    pytest.param(name, marks=[] if name == ALWAYS else [pytest.mark.slow]) for name in BACKBONES if name != "nano"
-]
+VARIANTS = [ALWAYS, *(pytest.param(name, 256, marks=pytest.mark.slow) for name in BACKBONES if name != "nano")]
 
 
-def published_sam2(backbone: str) -> SAM2Base:
-    """The network of SAM2's own configuration file, for 256×256 pixels."""
-    version, _, size = backbone.partition("-hiera-")
+def published_sam2(backbone: str, size: int) -> SAM2Base:
+    """The network of SAM2's own configuration file, for pictures of so many pixels on each side."""
+    version, _, name = backbone.partition("-hiera-")
     config = compose(
-        config_name=f"configs/{version}/{version}_hiera_{SHORT[size]}.yaml", overrides=[f"++model.image_size={SIZE}"]
+        config_name=f"configs/{version}/{version}_hiera_{SHORT[name]}.yaml", overrides=[f"++model.image_size={size}"]
     )
     OmegaConf.resolve(config)
     network = instantiate(config.model, _recursive_=True)
@@ -81,13 +78,13 @@ def track(sam: SAM2Base, frames: list[Tensor], encoded: dict[int, Any] | None = 
     return torch.stack(heard).mean(0)
 
 
-@pytest.mark.parametrize("backbone", VARIANTS)
-def test_equals_track_step_for_one_to_four_frames_with_open_and_closed_gates(backbone: str) -> None:
-    theirs = published_sam2(backbone)
+@pytest.mark.parametrize(("backbone", "size"), VARIANTS)
+def test_equals_track_step_for_one_to_four_frames_with_open_and_closed_gates(backbone: str, size: int) -> None:
+    theirs = published_sam2(backbone, size)
     ours = MemorySAM(build_sam2(backbone, tokens=3), classes=3).eval()
     state = random_state(theirs)
     generator = torch.Generator().manual_seed(5)
-    scene = [torch.randn(1, 3, SIZE, SIZE, generator=generator) for _ in range(4)]
+    scene = [torch.randn(1, 3, size, size, generator=generator) for _ in range(4)]
     encoded: dict[int, Any] = {}  # the gate comes after the encoder
     for is_open in (True, False):
         state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(9.0 if is_open else -9.0)
@@ -121,12 +118,12 @@ def test_without_the_object_gate_every_score_counts_as_positive() -> None:
 
 def test_a_half_closed_gate_reaches_pointer_and_spatial_embedding() -> None:
     """Two samples, one gated: memories of gated frames must differ as SAM 2.1 wants it."""
-    theirs = published_sam2("sam2.1-hiera-tiny")
+    theirs = published_sam2(*ALWAYS)
     ours = MemorySAM(build_sam2("sam2.1-hiera-tiny", tokens=3), classes=3).eval()
     state = random_state(theirs)
     theirs.load_state_dict(state)
     generator = torch.Generator().manual_seed(6)
-    scene = [torch.randn(2, 3, SIZE, SIZE, generator=generator) for _ in range(3)]
+    scene = [torch.randn(2, 3, 128, 128, generator=generator) for _ in range(3)]
     scores = []
     hook = theirs.sam_mask_decoder.pred_obj_score_head.register_forward_hook(lambda *call: scores.append(call[2]))
     track(theirs, scene)

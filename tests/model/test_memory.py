@@ -60,7 +60,14 @@ class Counter:
 
 
 @pytest.mark.parametrize("backbone", ["nano", "sam2.1-hiera-nano"])
-@pytest.mark.parametrize("gate_bias", [9.0, -9.0, 0.0], ids=["open", "closed", "as it falls"])
+@pytest.mark.parametrize(
+    "gate_bias",
+    [
+        pytest.param(9.0, id="open"),
+        pytest.param(-9.0, id="closed"),
+        pytest.param(0.0, id="as it falls", marks=pytest.mark.slow),
+    ],
+)
 def test_every_subset_equals_a_forward_pass_of_its_own(backbone: str, gate_bias: float) -> None:
     model, frames = network(backbone, gate_bias=gate_bias), scene()
     found = dict(model.outputs(model.encode(frames), SUBSETS))

@@ -10,7 +10,8 @@ import torch
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.reference import from_reference
 
-CASES = [("tiny_m2", 1), ("tiny_m3_b2_gate", 2), ("tiny_m4_b2", 2)]
+CASES = [("tiny_m2", 1), ("tiny_m3_b2_gate", 2), pytest.param("tiny_m4_b2", 2, marks=pytest.mark.slow)]
+"""Four modalities are always compared with SAM 2's own code, by test_against_upstream."""
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -19,18 +19,20 @@ from memorysam_cli.model.network import MemorySAM
 
 BACKBONE = "sam2.1-hiera-tiny"
 SIZE = 64
+SIDE = 16
+"""Cells of the memory attention on each side; theirs has a table of rotations for this many alone, 64 by default."""
 
 
 @pytest.fixture(scope="module")
 def theirs() -> Any:
-    """transformers' network, with random weights; its defaults are those of SAM 2.1 with Hiera tiny."""
+    """transformers' network, with random weights; its other defaults are those of SAM 2.1 with Hiera tiny."""
     peft()  # hides a torchvision that cannot be imported
     from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoConfig
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        network = Sam2VideoModel(Sam2VideoConfig()).eval()
+        network = Sam2VideoModel(Sam2VideoConfig(memory_attention_rope_feat_sizes=[SIDE, SIDE])).eval()
         with torch.no_grad():
             for parameter in network.parameters():  # many start at zero, and would hide a wrong name
                 parameter.add_(0.02 * torch.randn_like(parameter))
@@ -64,10 +66,9 @@ def test_the_encoders_agree(theirs: Any, ours: MemorySAM) -> None:
 
 @torch.inference_mode()
 def test_the_memory_attention_agrees(theirs: Any, ours: MemorySAM) -> None:
-    side = 64  # cells of 1024 pixels, for which their table of rotations is made
-    features, positions = noise(1, 256, side, side, seed=2), noise(1, 256, side, side, seed=3)
-    memory = Memory(noise(1, 64, side, side, seed=4), noise(1, 64, side, side, seed=5), noise(1, 256, seed=6))
-    set_grid(ours.sam, side, side)
+    features, positions = noise(1, 256, SIDE, SIDE, seed=2), noise(1, 256, SIDE, SIDE, seed=3)
+    memory = Memory(noise(1, 64, SIDE, SIDE, seed=4), noise(1, 64, SIDE, SIDE, seed=5), noise(1, 256, seed=6))
+    set_grid(ours.sam, SIDE, SIDE)
     frame = EncodedFrame(features, features, features, positions, 0)
     mine = condition(ours.sam, frame, [memory], frames=2)
 

@@ -25,7 +25,7 @@ from memorysam_cli.model.weights import build_for_training
 
 from ..stand_ins import CLASSES, MODALITIES, PLANS, write_data
 
-SIZE = 64
+SIZE = 32
 NONE, NO_DEPTH, NO_IMG = (), (1,), (0,)
 
 

@@ -45,7 +45,7 @@ def beyond(small: Recipe) -> Recipe:
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manifest, tmp_path: Path) -> None:
-    beyond = changed(beyond, "train", epochs=1)
+    beyond = changed(beyond, "train", epochs=1, checkpoint_steps=1)
     whole = start(beyond, rendered, tmp_path / "whole")
     state = state_of(gone_on(beyond, rendered, whole.run, tmp_path))
     torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
@@ -56,7 +56,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manif
 
 
 def test_a_projection_is_trained_and_resumes_bit_for_bit(joined: tuple[Recipe, Manifest], tmp_path: Path) -> None:
-    recipe, manifest = changed(joined[0], "train", epochs=1), joined[1]
+    recipe, manifest = changed(joined[0], "train", epochs=1, checkpoint_steps=1), joined[1]
     whole = start(recipe, manifest, tmp_path / "whole")
     state = state_of(gone_on(recipe, manifest, whole.run, tmp_path))
     torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
@@ -124,7 +124,7 @@ def test_accumulated_batches_are_one_large_batch(beyond: Recipe, rendered: Manif
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale + 1e-8, msg=name)
 
 
-@pytest.mark.parametrize("saver", ["on", "off"])
+@pytest.mark.parametrize("saver", ["on", pytest.param("off", marks=pytest.mark.slow)])
 def test_all_batches_of_an_update_are_seen_in_its_order_both_times(
     saver: str, beyond: Recipe, rendered: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

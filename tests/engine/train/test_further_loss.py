@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,8 @@ from memorysam_cli.registry import LOSSES
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
 
-from ...extending.conftest import DRIVER, Ended
+from ... import forked
+from ...extending.conftest import Ended
 from ...losses.conftest import side_by_side
 from .test_learner import batch_of, gradients_of, learner_of, nan, part
 from .test_trainer import accelerator, changed, gone_on, start, state_of, without_clock
@@ -119,11 +121,15 @@ def program(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def one_process(*jobs: list[object], cwd: Path) -> list[Ended]:
-    """Command lines, or code, one after the other in a process of their own."""
+    """Command lines, or code, one after the other in a process of their own, which has imported what comes with us."""
     listed = cwd / "jobs.json"
     listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
-    line = [sys.executable, str(DRIVER), str(listed)]
-    found = subprocess.run(line, capture_output=True, text=True, check=True, cwd=cwd)
+    code = (
+        "import os, sys; from pathlib import Path; from tests.extending.driver import done; "
+        "os.chdir(Path(sys.argv[1]).parent); print(done(Path(sys.argv[1])))"
+    )
+    found = forked.python(code, str(listed), environment=os.environ)
+    assert found.returncode == 0, found.stderr
     return [Ended(*each) for each in json.loads(found.stdout)]
 
 
@@ -146,6 +152,7 @@ def test_a_term_is_seen_everywhere(
     monkeypatch.setenv("COLUMNS", "160")
     for name in ("CI", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
+    taught = changed(taught, "train", epochs=1)
     run = run_folder.create(taught, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
@@ -198,8 +205,9 @@ def test_accumulated_batches_are_one_large_batch(cuts: tuple[int, ...], taught: 
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(taught: Recipe, rendered: Manifest, tmp_path: Path) -> None:
+    taught = changed(taught, "train", epochs=1, checkpoint_steps=1)
     whole = start(taught, rendered, tmp_path / "whole")
-    path = whole.run / "checkpoints" / "step-00000003"
+    path = checkpoints.path_of(whole.run / "checkpoints", 1)
     assert float(checkpoints.read(path).optimizer["drift/mean"].abs().sum()) > 0
     run = gone_on(taught, rendered, whole.run, tmp_path)
     torch.testing.assert_close(state_of(run), state_of(whole.run), rtol=0, atol=0)

@@ -25,6 +25,8 @@ from memorysam_cli.recipe import Recipe
 
 from .test_trainer import changed
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 def network_of(recipe: Recipe, manifest: Manifest) -> Segmenter:
     return build_for_training(recipe, manifest.info)
@@ -40,9 +42,10 @@ def moved(recipe: Recipe, manifest: Manifest, path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def trained(small: Recipe, rendered: Manifest, tmp_path: Path) -> Path:
-    return moved(small, rendered, tmp_path / "trained.safetensors")
+@pytest.fixture(scope="module")
+def trained(small: Recipe, rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights to begin from, for reading only."""
+    return moved(small, rendered, tmp_path_factory.mktemp("trained") / "trained.safetensors")
 
 
 def test_every_tensor_of_ours_is_taken(trained: Path, small: Recipe, rendered: Manifest) -> None:

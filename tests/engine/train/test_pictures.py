@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from memorysam_cli.data.loader import Batch
@@ -11,6 +12,7 @@ from memorysam_cli.dataset import Modality
 from memorysam_cli.engine.train import validation
 from memorysam_cli.report.pictures import GAP_PX
 from memorysam_cli.storage import images
+from tests import sketches
 
 from ..stand_ins import CLASSES, PALETTE, write_data
 
@@ -37,14 +39,15 @@ def test_the_first_batch_shows_the_colors_as_they_were(tmp_path: Path) -> None:
     assert not (sheet == (10, 30, 200)).all(-1).any()
 
 
+@pytest.mark.rendered
 def test_a_long_batch_shows_its_first_scenes(tmp_path: Path) -> None:
     info = write_data(tmp_path / "data").info
     batch = Batch([torch.rand(9, 3, 32, 32)], torch.full((9, 32, 32), 255), ())
     validation.draw_first_batch(batch, info, [DEPTH], tmp_path)
     rows = images.read(tmp_path / validation.FIRST).shape[0] / (256 + GAP_PX)  # and titles, once
-    assert validation.SAMPLES <= rows < validation.SAMPLES + 1
+    assert sketches.SAMPLES <= rows < sketches.SAMPLES + 1
     named = replace(batch, scenes=write_data(tmp_path / "data").of_split("train")[:1] * 9)
     validation.draw_first_batch(named, info, [DEPTH], tmp_path)
     lines = images.read(tmp_path / validation.FIRST).shape[0] / (256 + GAP_PX) - rows
-    assert round(lines * (256 + GAP_PX)) == validation.SAMPLES * 22  # a line of 22 pixels above each row
+    assert round(lines * (256 + GAP_PX)) == sketches.SAMPLES * 22  # a line of 22 pixels above each row
     assert len(CLASSES) == len(info.classes)

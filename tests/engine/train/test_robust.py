@@ -257,7 +257,7 @@ def test_one_sensor_learns_as_if_nothing_were_asked_for_and_is_told(small: Recip
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(small: Recipe, rendered: Manifest, tmp_path: Path) -> None:
     whole_recipe = robust(small, single=0.5, zeroed=0.5, ramp_epochs=1.0, teacher={"weight": 0.5})
-    recipe = changed(whole_recipe, "train", batch=2, accumulate=2, epochs=1)
+    recipe = changed(whole_recipe, "train", batch=2, accumulate=2, epochs=1, checkpoint_steps=2)
     whole = start(recipe, rendered, tmp_path / "whole")
     run = gone_on(recipe, rendered, whole.run, tmp_path)
     assert whole.steps > 2
