@@ -91,11 +91,9 @@ class FoldingLora(nn.Module):
     def __init__(self, layer: nn.Linear, *, rank: int, scale: float) -> None:
         super().__init__()
         self.base_layer, self.scale = layer, scale
-        down = Linear(layer.in_features, rank, bias=False, device="meta")  # no random values: a file fills them
-        up = Linear(rank, layer.out_features, bias=False, device="meta")
         place = layer.weight.device
-        self.lora_A = nn.ModuleDict({ADAPTER: down.to_empty(device=place)})
-        self.lora_B = nn.ModuleDict({ADAPTER: up.to_empty(device=place)})
+        self.lora_A = nn.ModuleDict({ADAPTER: _unfilled(layer.in_features, rank, place)})
+        self.lora_B = nn.ModuleDict({ADAPTER: _unfilled(rank, layer.out_features, place)})
 
     def merge(self) -> None:
         """Add scale·B·A to the layer's weight."""
@@ -107,6 +105,16 @@ class FoldingLora(nn.Module):
     def get_base_layer(self) -> nn.Linear:
         """The layer itself."""
         return self.base_layer
+
+
+def _unfilled(wide: int, high: int, device: torch.device) -> Linear:
+    """A layer without random values, because a file fills it.
+
+    Not by ``to_empty``: for a layer on the device "meta", PyTorch would import SymPy, which takes most of a second.
+    """
+    layer = Linear(wide, high, bias=False, device="meta")
+    layer.weight = nn.Parameter(torch.empty(high, wide, device=device))
+    return layer
 
 
 def merge_lora(encoder: Encoder) -> None:

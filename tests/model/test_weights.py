@@ -198,7 +198,7 @@ def test_loading_for_use_waits_for_no_peft(network: Segmenter, tmp_path: Path) -
     save(network, path)
     script = (
         "import sys; from memorysam_cli.model import load; load(sys.argv[1]); "
-        "print(sorted({'peft', 'transformers', 'torch._dynamo'} & set(sys.modules)))"
+        "print(sorted({'peft', 'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
