@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from memorysam_cli import __version__
 from memorysam_cli.dataset import DatasetInfo
@@ -33,10 +36,33 @@ class Segmenter(MemorySAM):
         return self.card.image_size
 
 
-def build(card: WeightsCard) -> Segmenter:
-    """The network of a card with PyTorch's initial values, drawn from the recipe's seed."""
+class Undrawn(TorchFunctionMode):
+    """Inside it, layers draw no initial values, which takes most of the time of building a large network.
+
+    Their values are then whatever the memory holds, until they are filled from a file.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Give the tensor back unchanged where a function draws."""
+        if function in _DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+_DRAWS = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_}
+
+
+def build(card: WeightsCard, *, drawn: bool = True) -> Segmenter:
+    """The network of a card with PyTorch's initial values, drawn from the recipe's seed.
+
+    Args:
+        card: of its weights.
+        drawn: False if every tensor is filled from files anyway.
+    """
     recipe = card.recipe
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), nullcontext() if drawn else Undrawn():
         torch.manual_seed(recipe.train.seed)
         sam = build_sam2(recipe.model.backbone, tokens=card.tokens)
         classes, model = len(card.dataset.classes), recipe.model
@@ -167,7 +193,7 @@ def load_unmerged(path: str | Path) -> Segmenter:
 def _load(path: Path, *, folding: bool) -> Segmenter:
     """Load weights with PEFT's LoRA or, if ``folding``, with LoRA's tensors only for merging."""
     state, card = read(path)
-    network = build(card)
+    network = build(card, drawn=card.base.source.startswith("random:"))
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
     if card.kind != "merged":
