@@ -137,7 +137,7 @@ class Program:
 
     def __init__(self, code: str, *arguments: str, environment: Mapping[str, str], cwd: Path | None = None) -> None:
         self.line = [code, *arguments]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed by end()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (end() closes it)
         words = (str(cwd or Path.cwd()), *self.line)
         self.child = start("tests.forked", *words, environment=environment, errors_to=self._errors)
         self.child.stdin.close()
