@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -13,8 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -195,6 +200,71 @@ def test_processes_that_nobody_started_are_not_waited_for(here: Path) -> None:
     assert "Traceback" not in ended.stderr and not (here / "out").exists()
 
 
+class Cluster:
+    """As much of Ray as the program uses: one actor that gets two groups at a time, all of it copied on the way."""
+
+    __spec__ = ModuleSpec("ray", None, origin="here")
+
+    def __init__(self) -> None:
+        self.data = self
+        context = SimpleNamespace(execution_options=SimpleNamespace())
+        self.DataContext = SimpleNamespace(get_current=lambda: context)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": self.cluster_resources()}]
+
+    def ActorPoolStrategy(self, **_: int) -> None:
+        """Of one size."""
+
+    def from_items(self, items: list[dict[str, Any]], **_: int) -> Cluster:
+        self.blocks = [items[place : place + 2] for place in range(0, len(items), 2)]
+        return self
+
+    def map_batches(self, actor: type, *, fn_constructor_args: tuple[Any, ...], **_: Any) -> Cluster:
+        self.actor = actor(*pickle.loads(pickle.dumps(fn_constructor_args)))
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, str]]:
+        for block in self.blocks:
+            found = self.actor({"scenes": np.array([each["scenes"] for each in block], object)})
+            for row in zip(*found.values(), strict=True):
+                yield dict(zip(found, row, strict=True))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported as Ray."""
+    ray = Cluster()
+    faults = SimpleNamespace(ExecutionTimeoutError=TimeoutError, RayActorError=TimeoutError, RayError=TimeoutError)
+    for name, module in {"ray": ray, "ray.data": ray, "ray.exceptions": faults, "ray.data.exceptions": faults}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_actors_of_ray(
+    here: Path, whole: dict[str, bytes], cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """What they do; that real Ray runs them is slow to try."""
+    monkeypatch.chdir(here)
+    assert app.run([*PREDICT, "--engine", "ray", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.pop("inputs_root") == str(here / "data")
+    assert answer == json.loads(whole["_SUCCESS.json"])
+    assert tree(here / "out") == whole
+    break_scene(here)
+    assert app.run([*PREDICT, "--engine", "ray", "--overwrite"]) == 3
+    assert "rain/000.png" in capsys.readouterr().err
+    assert app.run([*PREDICT, "--engine", "ray", "--on-error", "skip"]) == 4
+    assert "continues: 8 of 18 scenes done" in capsys.readouterr().err
+    assert [each["id"] for each in json.loads((here / "out/_SUCCESS.json").read_text())["failures"]] == ["rain/000"]
+
+
+@pytest.mark.slow
 @needs_ray
 def test_ray(here: Path, whole: dict[str, bytes]) -> None:
     ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json")
