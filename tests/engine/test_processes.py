@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,8 @@ def test_two_processes_have_the_prototypes_of_one(variant: str, found: dict[str,
     assert_same(found["spmm"][variant], wanted)
 
 
-@pytest.mark.parametrize("mode", ["whole", "accumulated"])
-def test_two_processes_learn_what_one_does(mode: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
-    assert_same(found[mode], whole)
+def test_two_processes_learn_what_one_does_each_in_two_batches(found: dict[str, Any], whole: dict[str, Any]) -> None:
+    assert_same(found["accumulated"], whole)
 
 
 def test_two_processes_learn_what_one_does_of_subsets_and_of_each_sensor(
@@ -170,26 +171,18 @@ def test_the_loss_of_a_process_ends_the_others_with_a_way_on(rendered: Manifest,
 
 
 def test_a_process_lost_before_the_first_update_is_noticed_at_once(rendered: Manifest, tmp_path: Path) -> None:
-    """Started one by one, as by srun: nobody ends the others."""
+    """As if started one by one, by srun: nobody ends the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    alike = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     (tmp_path / "two.yaml").write_text(script.recipe_of().to_yaml())
-    line = [sys.executable, str(SCRIPT), "leave", str(rendered.root), "two.yaml", "run"]
-    started = [
-        subprocess.Popen(
-            line, env={**os.environ, **alike, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=100)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [6, 7], said
+    words = (str(port), str(rendered.root), str(tmp_path / "two.yaml"), str(tmp_path / "run"))
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Forks("tests.engine.two_processes:leave")) for _ in range(2)]
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        ended = list(pool.map(lambda rank: servers[rank].run(rank, *words), range(2)))
+    said = [each.said for each in ended]
+    assert [each.code for each in ended] == [6, 7], said
     assert "rank 1 failed, which its own output may explain (" in said[0]
     assert "nothing was trained yet; start again" in said[0]
     assert "Traceback" not in said[0] and not (tmp_path / "run").exists()
