@@ -92,8 +92,8 @@ class FoldingLora(nn.Module):
         super().__init__()
         self.base_layer, self.scale = layer, scale
         place = layer.weight.device
-        self.lora_A = nn.ModuleDict({ADAPTER: _unfilled(layer.in_features, rank, place)})
-        self.lora_B = nn.ModuleDict({ADAPTER: _unfilled(rank, layer.out_features, place)})
+        self.lora_A = nn.ModuleDict({ADAPTER: Linear(layer.in_features, rank, bias=False, device=place)})
+        self.lora_B = nn.ModuleDict({ADAPTER: Linear(rank, layer.out_features, bias=False, device=place)})
 
     def merge(self) -> None:
         """Add scale·B·A to the layer's weight."""
@@ -105,16 +105,6 @@ class FoldingLora(nn.Module):
     def get_base_layer(self) -> nn.Linear:
         """The layer itself."""
         return self.base_layer
-
-
-def _unfilled(wide: int, high: int, device: torch.device) -> Linear:
-    """A layer without random values, because a file fills it.
-
-    Not by ``to_empty``: for a layer on the device "meta", PyTorch would import SymPy, which takes most of a second.
-    """
-    layer = Linear(wide, high, bias=False, device="meta")
-    layer.weight = nn.Parameter(torch.empty(high, wide, device=device))
-    return layer
 
 
 def merge_lora(encoder: Encoder) -> None:

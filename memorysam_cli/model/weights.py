@@ -54,15 +54,10 @@ class Undrawn(TorchFunctionMode):
 _DRAWS = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_}
 
 
-def build(card: WeightsCard, *, drawn: bool = True) -> Segmenter:
-    """The network of a card with PyTorch's initial values, drawn from the recipe's seed.
-
-    Args:
-        card: of its weights.
-        drawn: False if every tensor is filled from files anyway.
-    """
+def build(card: WeightsCard) -> Segmenter:
+    """The network of a card with PyTorch's initial values, drawn from the recipe's seed."""
     recipe = card.recipe
-    with torch.random.fork_rng(devices=[]), nullcontext() if drawn else Undrawn():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         sam = build_sam2(recipe.model.backbone, tokens=card.tokens)
         classes, model = len(card.dataset.classes), recipe.model
@@ -193,11 +188,13 @@ def load_unmerged(path: str | Path) -> Segmenter:
 def _load(path: Path, *, folding: bool) -> Segmenter:
     """Load weights with PEFT's LoRA or, if ``folding``, with LoRA's tensors only for merging."""
     state, card = read(path)
-    network = build(card, drawn=card.base.source.startswith("random:"))
+    with nullcontext() if card.base.source.startswith("random:") else Undrawn():
+        network = build(card)
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
     if card.kind != "merged":
-        prepare_training(network, card.recipe.model, modalities=len(card.recipe.sensors), folding=folding)
+        with Undrawn():
+            prepare_training(network, card.recipe.model, modalities=len(card.recipe.sensors), folding=folding)
     if card.kind == "trained":
         fill_own(network, state, where=str(path))
     else:
