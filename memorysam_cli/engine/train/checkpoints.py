@@ -279,10 +279,12 @@ def _out_of_the_way(path: Path) -> Path:
 def _prune(folder: Path, *, keep: int, verified: Path) -> None:
     """Remove checkpoints older than the newest ``keep`` valid ones; nothing if there are fewer.
 
-    A checkpoint is as large as the model, three times; ``verified`` is not read again.
+    A checkpoint is as large as the model, three times: none is read if there are not more, and ``verified`` never.
     """
-    valid = 0
-    for path in reversed(_folders(folder)):
+    valid, folders = 0, _folders(folder)
+    if len(folders) <= keep:
+        return
+    for path in reversed(folders):
         if valid >= keep:
             shutil.rmtree(_out_of_the_way(path))
         else:

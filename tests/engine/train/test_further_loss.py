@@ -125,10 +125,9 @@ def one_process(*jobs: list[object], cwd: Path) -> list[Ended]:
     listed = cwd / "jobs.json"
     listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
     code = (
-        "import os, sys; from pathlib import Path; from tests.extending.driver import done; "
-        "os.chdir(Path(sys.argv[1]).parent); print(done(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from tests.extending.driver import done; print(done(Path(sys.argv[1])))"
     )
-    found = forked.python(code, str(listed), environment=os.environ)
+    found = forked.python(code, str(listed), environment=os.environ, cwd=cwd)
     assert found.returncode == 0, found.stderr
     return [Ended(*each) for each in json.loads(found.stdout)]
 
