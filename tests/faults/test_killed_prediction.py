@@ -142,7 +142,7 @@ def attempt(
 def test_kills_over_a_thousand_scenes_lose_and_tear_nothing(
     base: Path, fork: Forks, whole: Whole, rng: random.Random, figures: Figures
 ) -> None:
-    tally, wanted = Tally(), amount(80, soak=2000, few=30)
+    tally, wanted = Tally(), amount(80, soak=2000, few=12)
     number = 0
     while tally.kills < wanted:
         place = base / f"kills{number}"
@@ -170,7 +170,7 @@ def test_kills_while_a_prediction_ends_cost_only_to_end_it_again(
     ready.mkdir()
     fork.run("run", str(ready), str(base / "log"), "merge")
     assert len(lines(ready / "out" / PART)) == SCENES
-    tally, wanted, seconds = Tally(), amount(20, soak=500, few=5), 0.0
+    tally, wanted, seconds = Tally(), amount(20, soak=500, few=3), 0.0
     while tally.kills < wanted:
         place = base / "ending"
         shutil.copytree(ready, place)

@@ -50,7 +50,7 @@ def evil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evil:
 def test_killed_readers_are_replaced_and_no_scene_is_lost_doubled_or_out_of_place(
     kind: str, manifest: Manifest, whole: dict[str, list[Seen]], evil: Evil, rng: random.Random, figures: Figures
 ) -> None:
-    deaths = amount(10, soak=200)
+    deaths = amount(10, soak=200, few=4)
     while evil.done() < deaths:
         for path in evil.notes.iterdir():
             path.rename(path.with_name(f"{path.name} before {evil.done()}"))
@@ -213,7 +213,7 @@ def test_an_epoch_is_the_same_whatever_stops_it(
     cases = 0
 
     @hypothesis.seed(int(os.environ["MEMORYSAM_FAULT_SEED"]))
-    @hypothesis.settings(max_examples=amount(400, soak=20_000), deadline=None, database=None)
+    @hypothesis.settings(max_examples=amount(400, soak=20_000, few=100), deadline=None, database=None)
     @hypothesis.given(
         count=st.integers(1, 60), batch=st.integers(1, 7), world=st.integers(1, 4), seed=st.integers(0, 2**31),
         epoch=st.integers(0, 5), kills=st.lists(st.integers(0, 60), max_size=4),
