@@ -213,7 +213,7 @@ def test_an_epoch_is_the_same_whatever_stops_it(
     cases = 0
 
     @hypothesis.seed(int(os.environ["MEMORYSAM_FAULT_SEED"]))
-    @hypothesis.settings(max_examples=amount(400, soak=20_000, few=100), deadline=None, database=None)
+    @hypothesis.settings(max_examples=amount(400, soak=20_000), deadline=None, database=None)
     @hypothesis.given(
         count=st.integers(1, 60), batch=st.integers(1, 7), world=st.integers(1, 4), seed=st.integers(0, 2**31),
         epoch=st.integers(0, 5), kills=st.lists(st.integers(0, 60), max_size=4),
