@@ -6,15 +6,18 @@ that tests start as processes of their own start their children as users' do.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from multiprocessing import reduction
 from pathlib import Path
 from typing import IO, Any
@@ -29,13 +32,12 @@ honest_start = children.start
 """The program's own, of which :func:`start` is the stand-in."""
 
 
-class Child:
-    """As much of :class:`subprocess.Popen` as the program uses."""
+class Fork:
+    """As much of :class:`subprocess.Popen` as launchers of several processes use."""
 
-    def __init__(self, process: Any, *, stdin: int, stdout: int) -> None:
+    def __init__(self, process: Any) -> None:
         self.pid: int = process.pid
         self.returncode: int | None = None
-        self.stdin, self.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
         self._process = process
 
     def poll(self) -> int | None:
@@ -50,15 +52,23 @@ class Child:
         return code
 
     def kill(self) -> None:
-        self._send(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        self._send(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
 
-    def _send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+class Child(Fork):
+    """As much of it as the program uses."""
+
+    def __init__(self, process: Any, *, stdin: int, stdout: int) -> None:
+        super().__init__(process)
+        self.stdin, self.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
 
 
 def start(
@@ -113,21 +123,81 @@ def be(
 
 
 def main(arguments: list[str]) -> None:
-    """As ``python -c``."""
-    sys.argv[:] = ["-c", *arguments[1:]]
-    exec(compile(arguments[0], "-c", "exec"), {"__name__": "__main__"})
+    """As ``python -c`` in a folder."""
+    folder, code, *words = arguments
+    os.chdir(folder)
+    sys.argv[:] = ["-c", *words]
+    exec(compile(code, "-c", "exec"), {"__name__": "__main__"})
 
 
-def python(code: str, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+class Program:
+    """``python -c`` at work, as with :class:`subprocess.Popen`.
+
+    Args:
+        code: the program.
+        arguments: what it has in ``sys.argv``.
+        environment: all its variables.
+        cwd: the folder that it starts in.
+    """
+
+    def __init__(self, code: str, *arguments: str, environment: Mapping[str, str], cwd: Path | None = None) -> None:
+        self.line = [code, *arguments]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (end() closes it)
+        words = (str(cwd or Path.cwd()), *self.line)
+        self.child = start("tests.forked", *words, environment=environment, errors_to=self._errors)
+        self.child.stdin.close()
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait until it has ended; gives what it said."""
+        clock = threading.Timer(LIMIT_S, self.child.kill)
+        clock.start()
+        with self._errors, self.child.stdout as stdout:
+            try:
+                out = stdout.read().decode()
+                code = self.child.wait(LIMIT_S)
+            finally:
+                clock.cancel()
+                self.child.kill()
+            self._errors.seek(0)
+            return subprocess.CompletedProcess(self.line, code, out, self._errors.read())
+
+
+def python(
+    code: str, *arguments: str, environment: Mapping[str, str], cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """As :func:`subprocess.run` of ``python -c``."""
-    with tempfile.TemporaryFile("w+") as errors:
-        child = start("tests.forked", code, *arguments, environment=environment, errors_to=errors)
-        child.stdin.close()
-        try:
-            out = child.stdout.read().decode()
-            ended = child.wait(LIMIT_S)
-        finally:
-            child.kill()
-            child.stdout.close()
-        errors.seek(0)
-        return subprocess.CompletedProcess([code, *arguments], ended, out, errors.read())
+    return Program(code, *arguments, environment=environment, cwd=cwd).end()
+
+
+def launch(launcher: str, arguments: Sequence[str]) -> None:
+    """As ``python -m`` of torchrun's or Accelerate's module, but its processes are forked from this one."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    subprocess_handler.Popen = _launched  # type: ignore[assignment, misc]
+    sys.argv[:] = [launcher, *arguments]
+    importlib.import_module(launcher).main()
+
+
+def _launched(args: Sequence[str], *, env: Mapping[str, str], **_: Any) -> Fork:
+    """In place of Popen in a launcher."""
+    process = multiprocessing.get_context("fork").Process(target=_be_launched, args=(args, dict(env)))
+    process.start()
+    return Fork(process)
+
+
+def _be_launched(line: Sequence[str], environment: dict[str, str]) -> None:
+    """As Python does it with ``-u -m MODULE …`` or ``-u SCRIPT …``."""
+    atexit._clear()  # the launcher's own
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    words = [word for word in line[1:] if word != "-u"]
+    is_module = words[0] == "-m"
+    sys.argv[:] = words[is_module:]
+    try:
+        if is_module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()

@@ -65,6 +65,10 @@ class Copy:
         """What a command prints in the copy."""
         return self.run("-m", PACKAGE, *words)
 
+    def settle(self) -> None:
+        """What was touched until now is part of the package."""
+        self.before = self._sums()
+
     def touched(self) -> list[str]:
         """Files of the package and the recipes that are new or other than before."""
         return sorted(str(name) for name, value in self._sums().items() if self.before.get(name) != value)
@@ -216,22 +220,23 @@ TOYS = {
 """Of the page's toys: name, registry, where it stands in the package, a program that uses it and prints its name."""
 
 
-@pytest.mark.parametrize("kind", TOYS)
-def test_inside_the_package_each_is_a_module_and_a_line(kind: str, copy: Copy) -> None:
-    """The page's own code, with a line in the registry instead of its call of ``register``."""
-    name, registry, where, program = TOYS[kind]
-    module, _, attribute = where.partition(":")
-    file = module.replace(".", "/") + ".py"
-    call = f'{registry}.register("{name}", '
-    (block,) = (each for each in PAGE if call in each)
-    code, value = block.strip().removesuffix(")").split(call)
-    copy.write(file, code if value == attribute else f"{code}{attribute} = {value}\n")
-    path = copy.folder / PACKAGE / "registry.py"
-    before, table, after = path.read_text().partition(f"{registry} = Registry(")
-    path.write_text(before + table + after.replace("{", f'{{"{name}": "{where}", ', 1))
-    assert copy.run("-c", program) == f"{name}\n"
-    assert copy.touched() == sorted([file, f"{PACKAGE}/registry.py"])
-    assert len(copy.touched()) == cost(kind)
+def test_inside_the_package_each_is_a_module_and_a_line(copy: Copy) -> None:
+    """The page's own code, with a line in the registry instead of its call of ``register``; one process uses all."""
+    for kind, (name, registry, where, _) in TOYS.items():
+        copy.settle()
+        module, _, attribute = where.partition(":")
+        file = module.replace(".", "/") + ".py"
+        call = f'{registry}.register("{name}", '
+        (block,) = (each for each in PAGE if call in each)
+        code, value = block.strip().removesuffix(")").split(call)
+        copy.write(file, code if value == attribute else f"{code}{attribute} = {value}\n")
+        path = copy.folder / PACKAGE / "registry.py"
+        before, table, after = path.read_text().partition(f"{registry} = Registry(")
+        path.write_text(before + table + after.replace("{", f'{{"{name}": "{where}", ', 1))
+        assert copy.touched() == sorted([file, f"{PACKAGE}/registry.py"])
+        assert len(copy.touched()) == cost(kind)
+    said = copy.run("-c", "\n".join(program for *_, program in TOYS.values()))
+    assert said.split() == [name for name, *_ in TOYS.values()]
 
 
 def test_a_file_of_the_user_s_own_touches_nothing() -> None:

@@ -91,11 +91,9 @@ class FoldingLora(nn.Module):
     def __init__(self, layer: nn.Linear, *, rank: int, scale: float) -> None:
         super().__init__()
         self.base_layer, self.scale = layer, scale
-        down = Linear(layer.in_features, rank, bias=False, device="meta")  # no random values: a file fills them
-        up = Linear(rank, layer.out_features, bias=False, device="meta")
         place = layer.weight.device
-        self.lora_A = nn.ModuleDict({ADAPTER: down.to_empty(device=place)})
-        self.lora_B = nn.ModuleDict({ADAPTER: up.to_empty(device=place)})
+        self.lora_A = nn.ModuleDict({ADAPTER: Linear(layer.in_features, rank, bias=False, device=place)})
+        self.lora_B = nn.ModuleDict({ADAPTER: Linear(rank, layer.out_features, bias=False, device=place)})
 
     def merge(self) -> None:
         """Add scale·B·A to the layer's weight."""

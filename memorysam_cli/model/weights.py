@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from memorysam_cli import __version__
 from memorysam_cli.dataset import DatasetInfo
@@ -31,6 +34,24 @@ class Segmenter(MemorySAM):
     def image_size(self) -> int:
         """The short side in pixels at which images should be processed."""
         return self.card.image_size
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside it, layers draw no initial values, which takes most of the time of building a large network.
+
+    Their values are then whatever the memory holds, until they are filled from a file.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Give the tensor back unchanged where a function draws."""
+        if function in _DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+_DRAWS = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_}
 
 
 def build(card: WeightsCard) -> Segmenter:
@@ -167,11 +188,13 @@ def load_unmerged(path: str | Path) -> Segmenter:
 def _load(path: Path, *, folding: bool) -> Segmenter:
     """Load weights with PEFT's LoRA or, if ``folding``, with LoRA's tensors only for merging."""
     state, card = read(path)
-    network = build(card)
+    with nullcontext() if card.base.source.startswith("random:") else Undrawn():
+        network = build(card)
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
     if card.kind != "merged":
-        prepare_training(network, card.recipe.model, modalities=len(card.recipe.sensors), folding=folding)
+        with Undrawn():
+            prepare_training(network, card.recipe.model, modalities=len(card.recipe.sensors), folding=folding)
     if card.kind == "trained":
         fill_own(network, state, where=str(path))
     else:

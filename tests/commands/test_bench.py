@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ import torch
 from memorysam_cli import app
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import bench as benchmark
-from memorysam_cli.engine.measure import input_speed, trials
-from memorysam_cli.engine.measure.rates import Rate
+from memorysam_cli.engine.measure import input_speed, rates, trials
+from memorysam_cli.engine.measure.rates import Flops, Rate
 from memorysam_cli.engine.measure.trials import Outcome, Trial
 from memorysam_cli.engine.measure.workload import Workload
 from memorysam_cli.errors import EnvironmentFault
+from memorysam_cli.model import Segmenter
 
 from .trained import Ended, Program
 
@@ -24,6 +26,23 @@ FIGURES = {
     "fits", "seconds", "all_seconds", "scenes_per_second", "tflop", "tflop_per_second", "mfu_percent",
     "matmul_tflop_per_second", "matmul", "peak_bytes",
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once() -> Iterator[None]:
+    """The same network's arithmetic is counted once: it takes longer than the little that is measured."""
+    honest, known = rates.count_flops, dict[Any, Flops]()
+
+    def once(network: Segmenter, **asked: Any) -> Flops:
+        trained = any(parameter.requires_grad for parameter in network.parameters())
+        key = (trained, *sorted(asked.items()))
+        if key not in known:
+            known[key] = honest(network, **asked)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "count_flops", once)
+        yield
 
 
 @pytest.fixture

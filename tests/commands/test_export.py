@@ -20,6 +20,7 @@ import torch
 
 from memorysam_cli.data.transforms import to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.encoders import products
 from memorysam_cli.engine.weights import portable
 from memorysam_cli.model import Segmenter, load
 
@@ -93,6 +94,31 @@ def test_the_ten_lines_of_the_page_segment_an_image_as_the_network_does(here: Pa
     beside = json.loads(Path("m.json").read_text())
     assert about | {"checked": answer["checked"]} == beside and about["format"] == "onnx"
     assert [each["input"] for each in answer["checked"]] == [[1, 1, 3, 64, 96]] and answer["dynamic"] == []
+
+
+@pytest.mark.usefixtures("once")
+def test_a_graph_for_torch_gives_logits_classes_and_confidence_of_the_network(here: Path, memorysam: Program) -> None:
+    asked = ("export", "best.safetensors", "--format", "torch-export", "--size", "64x96", "--out", "m.pt2", "--json")
+    ended = memorysam(*asked)
+    assert ended.code == 0, ended.err
+    assert 0 < ended.answer["relative"] < 1e-5 and ended.answer["agreement"] == 100
+    assert products._onednn_types() == products.TYPES, "the fast products are back"
+    extra = {"memorysam.json": ""}
+    program = torch.export.load("m.pt2", extra_files=extra)
+    checked = {"checked": ended.answer["checked"]}
+    assert json.loads(extra["memorysam.json"]) | checked == json.loads(Path("m.json").read_text())
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    foreign = [name for name in operators if not name.startswith("aten.") and "getitem" not in name]
+    assert len(operators) > 20 and not foreign
+    frames = torch.rand(1, 1, 3, 64, 96, generator=torch.Generator().manual_seed(7))
+    network = load("best.safetensors")
+    with torch.inference_mode():
+        logits, classes, confidence = program.module()(frames)
+        expected, coarse = network.logits([frames[:, 0]]), network([frames[:, 0]]).logits
+    torch.testing.assert_close(logits, coarse, rtol=1e-4, atol=1e-5)
+    assert classes.dtype == torch.uint8 and classes.shape == (1, 64, 96)
+    assert torch.equal(classes.long(), expected.argmax(1))
+    torch.testing.assert_close(confidence, expected.softmax(1).amax(1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_answer_for_people_says_how_near_it_comes(

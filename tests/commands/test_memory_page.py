@@ -77,7 +77,7 @@ def test_the_page_says_what_the_code_does() -> None:
     assert told == {0, 2, 3, 6} and told <= set(EXIT_CODES)
 
 
-CELLS = [("tiny", 1, 8), ("tiny", 2, 8)]
+CELLS = [("tiny", 1, 8), pytest.param("tiny", 2, 8, marks=pytest.mark.slow)]
 """Quick ones: the whole table takes minutes."""
 
 

@@ -123,6 +123,7 @@ def test_what_was_imported_is_exported_bit_for_bit(
         exactly(torch.load(tmp_path / name, weights_only=True), imported)
 
 
+@pytest.mark.slow
 def test_the_golden_state_comes_back_bit_for_bit(run: Program, tmp_path: Path) -> None:
     state = Golden().state(5.0)
     torch.save(state, tmp_path / "RGBD.pth")

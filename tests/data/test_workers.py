@@ -187,7 +187,7 @@ from tests.data.test_workers import Large
 from tests.faults import disks
 from memorysam_cli.data.workers import load
 if disks.may_mount():
-    disks.make_small(pathlib.Path("/dev/shm"), 4096)
+    disks.share_less(4096, keep=pathlib.Path({str(tmp_path)!r}))
 else:
     disks.limit_files(4096)
 assert [float(item.sum()) for item in load(Large(), range(6), workers=2)] == [1e6 * number for number in range(6)]

@@ -61,7 +61,7 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backbone", ["nano", "sam2.1-hiera-tiny"])
+@pytest.mark.parametrize("backbone", ["nano", pytest.param("sam2.1-hiera-tiny", marks=pytest.mark.slow)])
 def test_no_bit_of_a_step_depends_on_it(backbone: str, dtype: torch.dtype, frames: list[Tensor]) -> None:
     network = build(backbone)
     off, wanted = train(network, frames, dtype=dtype)

@@ -1,8 +1,11 @@
 """Run by torchrun in several processes; rank 0 saves what they found with PyTorch. The tests call the same functions.
 
-torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.pt RUN_FOLDER; then one of them is lost
+torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.pt RUN_FOLDER
+torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT - RUN_FOLDER
 accelerate launch --num_processes 2 two_processes.py count DATA_ROOT ANSWER.pt WEIGHTS
-RANK=… LOCAL_RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… two_processes.py leave DATA_ROOT RECIPE RUN_FOLDER
+
+``Forks("tests.engine.two_processes:run")`` does the same in processes that are forked from one that is warm, and
+``Forks("tests.engine.two_processes:leave")`` is one of them that nobody launches.
 """
 
 from __future__ import annotations
@@ -36,10 +39,15 @@ from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
+from tests import forked, sketches
 
 SCENES = 4
 """Of one update, however many processes and batches it is cut into."""
+UPDATES = 2
+"""The second has prototypes to compare with, and an optimizer with a state."""
 SPLITS = ("train", "val", "test")
+NUMBERS = (1, 5)
+"""Of scenes that are counted: fewer than processes, and more."""
 
 
 def recipe_of(**ohem: object) -> Recipe:
@@ -124,9 +132,9 @@ def moment_of(step: int) -> Moment:
 
 def learned(
     manifest: Manifest, accelerator: Accelerator, *, accumulate: int, selection: str = "global", rate: float = 1e-3,
-    recipe: Recipe | None = None,
+    recipe: Recipe | None = None, updates: int = UPDATES,
 ) -> dict[str, Any]:  # fmt: skip
-    """Three updates: losses, the gradient before each, and weights and prototypes afterwards."""
+    """Some updates: losses, the gradient before the first, and weights and prototypes afterwards."""
     terms = {"class_weights": [1 + number % 3 for number in range(25)], "label_smoothing": 0.1}
     recipe = recipe or recipe_of(selection=selection, **(terms if selection == "global" else {}))
     learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
@@ -136,7 +144,7 @@ def learned(
     def look() -> None:
         gradients.append({n: p.grad.clone() for n, p in learner.parameters.items() if p.grad is not None})
 
-    for step in range(3):
+    for step in range(updates):
         batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
         result = learner.learn(batches, rate=rate, moment=moment_of(step), meanwhile=look)
         steps.append([*result.terms.values(), result.gradient_norm])
@@ -174,10 +182,9 @@ def hungry(honest: Callable[..., Any], network: Segmenter) -> Callable[..., Any]
 
 
 def confusions(
-    manifest: Manifest, weights: Path, *, count: int, batch: int, accelerator: Accelerator | None
+    manifest: Manifest, model: Segmenter, *, count: int, batch: int, accelerator: Accelerator | None
 ) -> list[Any]:
     """The confusion matrices of the first scenes of a data set."""
-    model = load(weights)
     known = [scene for split in SPLITS for scene in manifest.of_split(split)]
     found = evaluate(
         model, manifest, scenes=known[:count], accelerator=accelerator,
@@ -192,9 +199,8 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
     rank, world = accelerator.process_index, accelerator.num_processes
     answer: dict[str, Any] = {
         "spmm": {variant: prototype_gradient(variant, rank=rank, world=world) for variant in ("reference", "paper")},
-        "whole": learned(manifest, accelerator, accumulate=1),
         "accumulated": learned(manifest, accelerator, accumulate=2),
-        "robust": learned(manifest, accelerator, accumulate=2, recipe=robust_recipe()),
+        "robust": learned(manifest, accelerator, accumulate=1, recipe=robust_recipe(), updates=3),
         "each its own": learned(manifest, accelerator, accumulate=1, selection="process", rate=0.0)["steps"],
         "rehearsed": rehearsed(manifest, accelerator),
     }
@@ -203,12 +209,12 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
     training = Trainer(recipe, manifest, accelerator=accelerator)  # all meet: none begins before all have planned
     with start.begin(planned, accelerator) as folder:
         result = training.fit(folder)
-    counted = confusions(manifest, result.last, count=5, batch=2, accelerator=accelerator)
+    counted = confusions(manifest, load(result.last), count=5, batch=2, accelerator=accelerator)
     return answer | {"steps": result.steps, "last": str(result.last), "confusions": counted}
 
 
 def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> None:
-    """Train, and kill the last process in its second update."""
+    """Train, and kill the last process in its second update; does not return."""
     recipe = recipe_of()
     recipe = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"batch": 1, "checkpoint_minutes": 1e-9})}
@@ -227,11 +233,13 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> None:
         training.fit(folder)
 
 
-def leave(data: str, recipe: str, run: str) -> int:
+def leave(rank: int, port: str, data: str, recipe: str, out: str) -> int:
     """Train as typed, but the last process cannot have its base weights; gives the exit code."""
-    if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+    alike = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {**alike, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    if rank == 1:
         loop.build_for_training = _no_weights
-    return app.run(["train", "-r", recipe, "--data", data, "--out", run, "--device", "cpu"])
+    return app.run(["train", "-r", recipe, "--data", data, "--out", out, "--device", "cpu"])
 
 
 def _no_weights(*_: object) -> Segmenter:
@@ -240,23 +248,29 @@ def _no_weights(*_: object) -> Segmenter:
 
 def count(manifest: Manifest, weights: Path, accelerator: Accelerator | None) -> dict[str, Any]:
     """The counts of few and of more scenes, in small and larger batches."""
+    model = load(weights)
     return {
-        f"{number} {batch}": confusions(manifest, weights, count=number, batch=batch, accelerator=accelerator)
-        for number in (1, 2, 5)
+        f"{number} {batch}": confusions(manifest, model, count=number, batch=batch, accelerator=accelerator)
+        for number in NUMBERS
         for batch in (1, 2)
     }
 
 
+def run(folder: str, launcher: str, *arguments: str) -> None:
+    """Start a launcher by its module in a folder; its processes render no figures."""
+    os.chdir(folder)
+    sketches.use()
+    forked.launch(launcher, arguments)
+
+
 def main(task: str, data: str, answer: str, path: str) -> None:
-    if task == "leave":
-        sys.exit(leave(data, answer, path))
     accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
     manifest = manifests.read(Path(data), "synthetic")
+    if task == "lose":
+        lose(manifest, Path(path), accelerator)
     found = {"learn": learn, "count": count}[task](manifest, Path(path), accelerator)
     if accelerator.is_main_process:
         torch.save(found | {"world": accelerator.num_processes}, answer)
-    if task == "learn":
-        lose(manifest, Path(path).with_name("lost"), accelerator)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import traceback
 from pathlib import Path
 
+ROOT = str(Path(__file__).parents[2])
 SLOW = (
     "cv2",
     "torch.export",
@@ -53,6 +54,9 @@ def serve() -> None:
     for name in SLOW:
         importlib.import_module(name)
     importlib.import_module("memorysam_cli.model.lora").peft()
+    sys.path.append(ROOT)
+    importlib.import_module("tests.sketches").use()
+    sys.path.remove(ROOT)
     gc.collect()
     gc.freeze()
     for line in sys.stdin:

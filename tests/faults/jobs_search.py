@@ -99,7 +99,7 @@ def run(place: str, words: Sequence[str], worlds: Sequence[str], is_fresh: bool,
         enter = WORLDS[name].enter
         if enter is not None:
             enter(root)
-            if name == "here read-only":
+            if name in {"here read-only", "tiny shm"}:
                 os.chdir(root / "here")  # where the mount is
     if loses_rights:
         disks.lose_rights()

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,11 +143,11 @@ def reach(place: str, outside: str) -> int:
 
 def test_a_try_writes_nowhere_but_in_its_own_place(tmp_path: Path) -> None:
     """As root it could take the machine's devices away: a report once lay where /dev/zero had been."""
-    (tmp_path / "place").mkdir()
-    (tmp_path / "outside").write_text("as it was")
-    with Forks("tests.faults.test_search:reach") as child:
-        assert child.run(str(tmp_path / "place"), str(tmp_path / "outside")).code == 0
-    assert (tmp_path / "outside").read_text() == "as it was"
+    with tempfile.TemporaryDirectory() as elsewhere, Forks("tests.faults.test_search:reach") as child:
+        outside = Path(elsewhere, "outside")
+        outside.write_text("as it was")
+        assert child.run(str(tmp_path), str(outside)).code == 0
+        assert outside.read_text() == "as it was"
 
 
 def test_every_command_has_a_line_that_works() -> None:

@@ -59,6 +59,27 @@ def test_save_and_load_give_the_same_logits(network: Segmenter, frames: list[Ten
         torch.testing.assert_close(loaded.logits(frames), network.logits(frames), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("change", [{}, {"modality_embedding": True, "memory_mask": "classes"}, {"encoder": "full"}])
+def test_every_value_of_a_loaded_network_comes_from_files(
+    change: dict[str, object], recipe: Recipe, dataset: DatasetInfo, tmp_path: Path
+) -> None:
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=change | {"base_weights": "published"})})
+    network = build_for_training(recipe, dataset).eval()
+    trained, merged = tmp_path / "w.safetensors", tmp_path / "merged.safetensors"
+    save(network, trained)
+    try:
+        torch.use_deterministic_algorithms(True)  # new tensors hold NaN until they are filled
+        assert torch.empty(3).isnan().all()
+        save_merged(load(trained), merged)
+        for loaded in (load(trained), load_unmerged(trained), load(merged)):
+            assert not [name for name, tensor in loaded.state_dict().items() if tensor.isnan().any()]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    found = load_unmerged(trained).state_dict()
+    assert found.keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in network.state_dict().items())
+
+
 def test_a_file_holds_what_is_trained_or_fresh_and_nothing_of_the_base(network: Segmenter, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save(network, path)
@@ -198,7 +219,7 @@ def test_loading_for_use_waits_for_no_peft(network: Segmenter, tmp_path: Path) -
     save(network, path)
     script = (
         "import sys; from memorysam_cli.model import load; load(sys.argv[1]); "
-        "print(sorted({'peft', 'transformers', 'torch._dynamo'} & set(sys.modules)))"
+        "print(sorted({'peft', 'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +45,6 @@ from memorysam_cli.engine.train.objective import Moment, draw, teacher_file
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import Segmenter, WeightsCard, read_card
-from memorysam_cli.model.fusion import Mean
 from memorysam_cli.model.memory import Look, in_turn
 from memorysam_cli.model.weights import build_for_measuring
 from memorysam_cli.recipe import Recipe
@@ -271,14 +271,27 @@ def training_flops(recipe: Recipe, *, classes: int) -> int:
     """
     known = recipe.model.lora.model_copy(update={"targets": ("q", "v"), "dora": False, "dropout": 0.0})
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": known})})
-    network = skeleton(recipe, classes=classes)
-    with META, _NumbersFirst():
-        twin = Plain(network, backbone=recipe.model.backbone)
-    size = recipe.data.image_size
-    with Tracker():
-        flops = rates.count_call_flops(twin, [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities))
+    flops = _plain_flops(skeleton(_in_turn(recipe), classes=classes), recipe)
     more = _fusion_flops(recipe, classes=classes) + _second_pass_flops(recipe, classes=classes)
     return flops.training + more + _teacher_flops(recipe)
+
+
+def _in_turn(recipe: Recipe) -> Recipe:
+    """The recipe with the fusion that looks at each sensor once, whose network is the same otherwise."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"fusion": "mean"})})
+
+
+def _plain_flops(network: Segmenter, recipe: Recipe) -> rates.Flops:
+    """FLOP of a scene on the plain network of a skeleton."""
+    return _plain_flops_of(network, recipe.model.backbone, recipe.data.image_size, len(recipe.data.modalities))
+
+
+@functools.cache
+def _plain_flops_of(network: Segmenter, backbone: str, size: int, frames: int) -> rates.Flops:
+    with META, _NumbersFirst():
+        twin = Plain(network, backbone=backbone)
+    with Tracker():
+        return rates.count_call_flops(twin, [torch.empty(1, 3, size, size, device=META)] * frames)
 
 
 def _fusion_flops(recipe: Recipe, *, classes: int) -> int:
@@ -290,7 +303,7 @@ def _fusion_flops(recipe: Recipe, *, classes: int) -> int:
     looks = list(network.fusion.plan(places))
     if looks == in_turn(places):
         return 0
-    costs = _look_flops(network, recipe)
+    costs = _look_flops(recipe, classes=classes)
     return 3 * (sum(costs[min(len(look.sees), len(costs) - 1)] for look in looks) - sum(costs))
 
 
@@ -309,24 +322,28 @@ def _second_pass_flops(recipe: Recipe, *, classes: int) -> int:
     if not passes:
         return 0
     network = skeleton(recipe, classes=classes)
-    costs = _look_flops(network, recipe)
+    costs = _look_flops(recipe, classes=classes)
     plan = network.fusion.plan
     looks = (look for order, places in passes for look in _looks_not_shared(network, plan(places), plan(order)))
     return 3 * sum(costs[len(look.sees)] for look in looks) // UPDATES
 
 
-def _look_flops(network: Segmenter, recipe: Recipe) -> list[int]:
+def _look_flops(recipe: Recipe, *, classes: int) -> Sequence[int]:
     """FLOP of a look at a scene's frame: item n for a look at n memories, the last of which was created for it."""
-    size, totals = recipe.data.image_size, [0]
+    return _look_flops_of(skeleton(_in_turn(recipe), classes=classes), recipe.data.image_size, len(recipe.sensors))
+
+
+@functools.cache
+def _look_flops_of(network: Segmenter, size: int, frames: int) -> Sequence[int]:
+    totals = [0]
     with _counting("cuda", "fp32"), torch.no_grad():
         fresh = _fresh(network).eval()
-        fresh.fusion = Mean()
-        pool = fresh.encode([torch.empty(1, 3, size, size, device=META)], sensors=[0]) * len(recipe.sensors)
+        pool = fresh.encode([torch.empty(1, 3, size, size, device=META)], sensors=[0]) * frames
         for length in range(1, len(pool) + 1):
             with FlopCounterMode(display=False) as counter:
                 list(fresh.outputs(pool, [range(length)]))
             totals.append(counter.get_total_flops())
-    return [after - before for before, after in itertools.pairwise(totals)]
+    return tuple(after - before for before, after in itertools.pairwise(totals))
 
 
 def _looks_not_shared(network: Segmenter, looks: Sequence[Look], full: Sequence[Look]) -> Sequence[Look]:
@@ -343,12 +360,8 @@ def _teacher_flops(recipe: Recipe) -> int:
     file = teacher_file(recipe)
     if file is None:
         return 0
-    network, size = _teacher_skeleton(file[1]), recipe.data.image_size
-    frames = [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities)
-    with META, _NumbersFirst():
-        twin = Plain(network, backbone=file[1].recipe.model.backbone)
-    with Tracker():
-        return rates.count_call_flops(twin, frames).prediction
+    teacher = recipe.model_copy(update={"model": file[1].recipe.model})
+    return _plain_flops(_teacher_skeleton(file[1]), teacher).prediction
 
 
 def _teacher_skeleton(card: WeightsCard) -> Segmenter:

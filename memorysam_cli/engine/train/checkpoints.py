@@ -272,8 +272,10 @@ def _out_of_the_way(path: Path) -> Path:
 
 def _prune(folder: Path, *, keep: int) -> None:
     """Remove checkpoints older than the newest ``keep`` valid ones; nothing if there are fewer."""
-    valid = 0
-    for path in reversed(_folders(folder)):
+    valid, folders = 0, _folders(folder)
+    if len(folders) <= keep:
+        return  # without reading them all again
+    for path in reversed(folders):
         if valid >= keep:
             shutil.rmtree(_out_of_the_way(path))
         else:

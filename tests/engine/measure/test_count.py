@@ -6,8 +6,6 @@ import gc
 import itertools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,13 @@ from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.weights import build_for_measuring, save
 from memorysam_cli.recipe import BACKBONES, Recipe
 
+from ... import forked
+
 PAIR = ["data.modalities=[a,b]", "model.backbone=nano"]
 SMALL = [*PAIR, "data.image_size=128", "train.batch=2"]
 COUNTED = ("nano", "sam2-hiera-base-plus", "sam2.1-hiera-tiny")
 """Backbones that are always counted; the largest is, too, in a process of its own, below."""
-SLOW_SIZES = ("tiny", "nano, a batch of two sensors")
+SLOW_SIZES = ("tiny", "nano, a batch of two sensors", "nano, second looks and notes")
 
 
 def recipe_of(*changes: str) -> Recipe:
@@ -218,7 +218,7 @@ def test_a_second_pass_takes_more_memory_and_the_arithmetic_of_its_own_looks() -
     assert peaks[1] > 1.03 * peaks[0]
     before, after = (count.training_flops(recipe, classes=5) for recipe in (plain, robust))
     seconds = [draw(robust, Moment(0, update, 1.0)).places == (1,) for update in range(count.UPDATES)]
-    first, second = count._look_flops(count.skeleton(plain, classes=5), plain)
+    first, second = count._look_flops(plain, classes=5)
     assert after - before == 3 * first * sum(seconds) // count.UPDATES and 20 < sum(seconds) < 44
     assert second > first
     zeroed = recipe_of("robust.subset.weight=1", "robust.subset.zeroed=1")
@@ -232,7 +232,7 @@ def test_the_arithmetic_of_second_looks_is_counted() -> None:
     """Of two sensors, by hand: each is looked at again with the other's memory; alone, the first looks have none."""
     plain = recipe_of()
     before = count.training_flops(plain, classes=5)
-    alone, seeing = count._look_flops(count.skeleton(plain, classes=5), plain)
+    alone, seeing = count._look_flops(plain, classes=5)
     looks = {"mean": 0, "two_pass": 2 * seeing, "two_pass_alone": alone + seeing}
     for fusion, more in looks.items():
         assert count.training_flops(recipe_of(f"model.fusion={fusion}"), classes=5) - before == 3 * more
@@ -253,7 +253,7 @@ def test_a_teacher_of_its_own_weights_is_counted_without_loading_it(tmp_path: Pa
 
 
 def test_counting_takes_little_memory() -> None:
-    """SAM 2 large, two sensors of 1024², batch 8: in a process of its own."""
+    """SAM 2 large, two sensors of 1024², batch 8: in a process of its own, which has only imported torch."""
     script = (
         "import json; from memorysam_cli import recipe; from memorysam_cli.engine.measure import count; "
         "r = recipe.load('deliver', ['model.backbone=sam2-hiera-large', 'data.modalities=[a,b]', "
@@ -261,7 +261,8 @@ def test_counting_takes_little_memory() -> None:
         "status = dict(line.split(':', 1) for line in open('/proc/self/status')); "  # getrusage knows the parent's, too
         "print(json.dumps([found.peak, int(status['VmHWM'].split()[0])]))"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    ended = forked.python(script, environment=os.environ)
+    assert ended.returncode == 0, ended.stderr
     peak, resident = json.loads(ended.stdout)
     assert 5e9 < peak < 20e9
     assert resident < 1.5e6, "kilobytes"

@@ -7,7 +7,7 @@ import pytest
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.predict.job import Job
 
-from ..stand_ins import write_data
+from ..stand_ins import Brightness, write_data
 from .jobs import job_of
 
 
@@ -28,3 +28,9 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Path("out")
+
+
+@pytest.fixture
+def light_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of the job's own, for tests of folders; the same bytes with a real one: test_ways."""
+    monkeypatch.setattr(Job, "load", lambda job, device: Brightness(len(job.card.dataset.classes)).to(device))

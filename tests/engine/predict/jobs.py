@@ -14,6 +14,8 @@ from memorysam_cli.storage import tensors
 
 from ...commands.trained import save_weights
 
+SAVED: dict[str, bytes] = {}
+"""Weights by the data set that they are for."""
 INPUTS = re.compile(rb'"inputs_root": "[^"]*",\s*')
 
 
@@ -21,7 +23,10 @@ def job_of(data: Manifest, **changes: Any) -> Job:
     """All scenes of a data set, two at a time; the weights lie beside its root."""
     weights = data.root.parent / "weights.safetensors"
     if not weights.exists():
-        save_weights(weights, data.info)
+        info = data.info.model_dump_json()
+        if info not in SAVED:
+            SAVED[info] = save_weights(weights, data.info).read_bytes()
+        weights.write_bytes(SAVED[info])
     card = read_card(weights)
     job = Job(
         weights, tensors.sha256(weights), card, data.scenes, data.root, str(data.root), card.modalities, batch=2

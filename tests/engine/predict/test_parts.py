@@ -26,6 +26,8 @@ from memorysam_cli.storage import atomic, documents, lock
 
 from .jobs import Killed, Steps, job_of, tree
 
+pytestmark = pytest.mark.usefixtures("light_network")
+
 
 @pytest.fixture
 def whole(job: Job, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
-
 import pytest
 
+from ...forked import Program
 from .test_ways import environment, free_port
 
 PROGRAM = """
@@ -20,7 +17,7 @@ try:
     with processes.side_by_side() as peers:
         if rank == ends:
             if is_waited_for:
-                time.sleep(1.5)  # the others have come to their end, and wait
+                time.sleep(0.5)  # the others have come to their end, and wait
             if sys.argv[3] == "killed":
                 os._exit(9)
             if sys.argv[3] == "interrupted":
@@ -56,20 +53,12 @@ except KeyboardInterrupt:
 def test_one_that_ends_early_is_heard_of_at_once(world: int, ends: int, is_waited_for: bool, how: str) -> None:
     several = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(ends), str(is_waited_for), how], stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.PIPE, env=environment(**several, RANK=str(rank)),
-        )
+        Program(PROGRAM, str(ends), str(is_waited_for), how, environment=environment(**several, RANK=str(rank)))
         for rank in range(world)
-    ]  # fmt: skip
-    said, complained = [], []
-    for each in started:
-        timer = threading.Timer(60, each.kill)
-        timer.start()
-        for text, texts in zip(each.communicate(), (said, complained), strict=True):
-            texts.append(text)
-        timer.cancel()
-    codes = [each.returncode for each in started]
+    ]
+    ended = [each.end() for each in started]
+    codes, said = [each.returncode for each in ended], [each.stdout for each in ended]
+    complained = [each.stderr for each in ended]
     if how == "killed":
         assert codes == [9 if rank == ends else 6 for rank in range(world)], complained
         assert all(f"process {ends} of this run is lost" in said[rank] for rank in range(world) if rank != ends), said
@@ -96,13 +85,10 @@ with processes.side_by_side() as peers:
 """
     several = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE,
-            env=environment(**several, RANK=str(rank), SECONDS=seconds),
-        )
+        Program(program, environment=environment(**several, RANK=str(rank), SECONDS=seconds))
         for rank, seconds in enumerate(("0", "2", "0"))
-    ]  # fmt: skip
-    said = [each.communicate(timeout=100) for each in started]
-    assert [each.returncode for each in started] == [0, 0, 0], said
-    waited = [float(words) for words, _ in said]
+    ]
+    said = [each.end() for each in started]
+    assert [each.returncode for each in said] == [0, 0, 0], said
+    waited = [float(each.stdout) for each in said]
     assert min(waited[0], waited[2]) > 1 and waited[1] < 1, waited

@@ -22,6 +22,8 @@ from memorysam_cli.storage import atomic, documents, lock
 
 from .jobs import Killed, Steps, job_of, tree
 
+pytestmark = pytest.mark.usefixtures("light_network")
+
 PART = Path("out", PARTS, "0-of-1", LEDGER)
 
 

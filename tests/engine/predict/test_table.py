@@ -20,6 +20,8 @@ from memorysam_cli.storage import documents
 
 from .jobs import job_of, tree
 
+pytestmark = pytest.mark.usefixtures("light_network")
+
 OUT = Path("out")
 OTHER = ("other weights",)
 HOWS: dict[str, dict[str, Any]] = {"plain": {}, "resume": {"resume": True}, "overwrite": {"overwrite": True}}

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -13,14 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from memorysam_cli import app
 
 from ...commands.trained import save_weights
+from ...forked import Program, python
 from ..stand_ins import Plan, write_data
 from .jobs import tree
 
@@ -34,7 +40,9 @@ PREDICT = [
     "predict", "data", "--weights", "w.safetensors", "--workers", "0", "--batch", "2", "--color", "--overlay",
     "--confidence", "--device", "cpu", "--out", "out",
 ]  # fmt: skip
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+MEMORYSAM = "from memorysam_cli import app; app.main()"
+LAUNCHER = "import sys; from tests import forked; forked.launch(sys.argv[1], sys.argv[2:])"
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
@@ -73,6 +81,11 @@ def run(here: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+def memorysam(here: Path, *arguments: str, code: str = MEMORYSAM, **more: str) -> Program:
+    """The program, forked from a process that has imported torch."""
+    return Program(code, *PREDICT, *arguments, environment=environment(**more), cwd=here)
+
+
 def free_port() -> str:
     with contextlib.closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
@@ -107,7 +120,8 @@ def test_shards_at_once(here: Path, whole: dict[str, bytes]) -> None:
 
 
 def test_two_processes_of_torchrun(here: Path, whole: dict[str, bytes]) -> None:
-    ended = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json")
+    line = (*TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json")
+    ended = python(LAUNCHER, *line, environment=environment(), cwd=here)
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout)
     assert answer.pop("inputs_root") == str(here / "data")
@@ -117,48 +131,37 @@ def test_two_processes_of_torchrun(here: Path, whole: dict[str, bytes]) -> None:
 
 @pytest.mark.slow
 def test_processes_that_are_shards_too(here: Path, whole: dict[str, bytes]) -> None:
-    first = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json", "--shard", "1/2")
+    first = run(here, "-m", *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json", "--shard", "1/2")
     assert first.returncode == 0, first.stderr
     answer = json.loads(first.stdout)
     assert (answer["shard"], answer["parts"], answer["parts_missing"]) == ({"index": 1, "count": 2}, 4, 2)
     assert answer["scenes"] == answer["done"] == 8
-    ended = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json", "--shard", "0/2")
+    ended = run(here, "-m", *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json", "--shard", "0/2")
     assert ended.returncode == 0, ended.stderr
     assert tree(here / "out") == whole
 
 
 def test_a_process_that_fails_ends_all_with_its_code_and_one_line(here: Path) -> None:
     break_scene(here)
-    port = free_port()
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "memorysam_cli", *PREDICT], cwd=here, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.PIPE,
-            env=environment(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [each.communicate(timeout=300) for each in both]
-    assert [each.returncode for each in both] == [3, 3], said
-    errors = [complained.splitlines()[-1] for _, complained in said]
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    both = [memorysam(here, RANK=str(rank), **several) for rank in range(2)]
+    said = [each.end() for each in both]
+    assert [each.returncode for each in said] == [3, 3], said
+    errors = [each.stderr.splitlines()[-1] for each in said]
     assert "rain/000.png" in errors[0] and errors[0].startswith("memorysam: error [3]: data/tiny")
     assert errors[1].startswith("memorysam: error [3]: process 0 failed: data/tiny")
-    assert all(not out for out, _ in said) and not (here / "out/_SUCCESS.json").exists()
+    assert not any(each.stdout for each in said) and not (here / "out/_SUCCESS.json").exists()
 
 
 def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
-    port = free_port()
-    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     gone = (
-        "import sys, os; from memorysam_cli.engine.predict.parts import PredictionFolder; "
-        "PredictionFolder.begin = lambda *_: os._exit(9); from memorysam_cli import app; app.run(sys.argv[1:])"
+        "import os; from memorysam_cli.engine.predict.parts import PredictionFolder; "
+        f"PredictionFolder.begin = lambda *_: os._exit(9); {MEMORYSAM}"
     )
-    lost = subprocess.Popen(
-        [sys.executable, "-c", gone, *PREDICT], cwd=here, env=environment(**several, RANK="1"),
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    ended = run(here, "-m", "memorysam_cli", *PREDICT, **several, RANK="0")
-    assert lost.wait(60) == 9
+    lost = memorysam(here, code=gone, **several, RANK="1")
+    ended = memorysam(here, **several, RANK="0").end()
+    assert lost.end().returncode == 9
     assert ended.returncode == 6 and "process 1 of this run is lost" in ended.stderr
 
 
@@ -169,17 +172,15 @@ def test_a_signal_leaves_no_line_without_files_no_file_without_its_line_and_the_
     slow = (
         "import time; from memorysam_cli.storage import images; write = images.write_png; "
         "images.write_png = lambda *a, **k: (time.sleep(0.2), write(*a, **k)); "
-        "from memorysam_cli import app; app.main()"
+        f"{MEMORYSAM}"
     )
-    started = subprocess.Popen(
-        [sys.executable, "-c", slow, *PREDICT], cwd=here, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    started = memorysam(here, code=slow)
     ledger = here / "out/.parts/0-of-1/predictions.jsonl"
-    while started.poll() is None and not (ledger.exists() and ledger.stat().st_size):
+    while started.child.poll() is None and not (ledger.exists() and ledger.stat().st_size):
         time.sleep(0.02)
-    started.send_signal(number)
-    _, complained = started.communicate(timeout=60)
-    assert started.returncode == code and "Traceback" not in complained
+    started.child.send_signal(number)
+    ended = started.end()
+    assert ended.returncode == code and "Traceback" not in ended.stderr
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert 0 < len(lines) < len(PLANS)
     named = {line[key] for line in lines for key in ("mask", "color", "overlay", "confidence")}
@@ -194,11 +195,76 @@ def test_a_signal_leaves_no_line_without_files_no_file_without_its_line_and_the_
 
 
 def test_processes_that_nobody_started_are_not_waited_for(here: Path) -> None:
-    ended = run(here, "-m", "memorysam_cli", *PREDICT, WORLD_SIZE="2", RANK="0")
+    ended = memorysam(here, WORLD_SIZE="2", RANK="0").end()
     assert ended.returncode == 6 and "start them all with torchrun" in ended.stderr
     assert "Traceback" not in ended.stderr and not (here / "out").exists()
 
 
+class Cluster:
+    """As much of Ray as the program uses: one actor that gets two groups at a time, all of it copied on the way."""
+
+    __spec__ = ModuleSpec("ray", None, origin="here")
+
+    def __init__(self) -> None:
+        self.data = self
+        context = SimpleNamespace(execution_options=SimpleNamespace())
+        self.DataContext = SimpleNamespace(get_current=lambda: context)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": self.cluster_resources()}]
+
+    def ActorPoolStrategy(self, **_: int) -> None:
+        """Of one size."""
+
+    def from_items(self, items: list[dict[str, Any]], **_: int) -> Cluster:
+        self.blocks = [items[place : place + 2] for place in range(0, len(items), 2)]
+        return self
+
+    def map_batches(self, actor: type, *, fn_constructor_args: tuple[Any, ...], **_: Any) -> Cluster:
+        self.actor = actor(*pickle.loads(pickle.dumps(fn_constructor_args)))
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, str]]:
+        for block in self.blocks:
+            found = self.actor({"scenes": np.array([each["scenes"] for each in block], object)})
+            for row in zip(*found.values(), strict=True):
+                yield dict(zip(found, row, strict=True))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported as Ray."""
+    ray = Cluster()
+    faults = SimpleNamespace(ExecutionTimeoutError=TimeoutError, RayActorError=TimeoutError, RayError=TimeoutError)
+    for name, module in {"ray": ray, "ray.data": ray, "ray.exceptions": faults, "ray.data.exceptions": faults}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_actors_of_ray(
+    here: Path, whole: dict[str, bytes], cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """What they do; that real Ray runs them is slow to try."""
+    monkeypatch.chdir(here)
+    assert app.run([*PREDICT, "--engine", "ray", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.pop("inputs_root") == str(here / "data")
+    assert answer == json.loads(whole["_SUCCESS.json"])
+    assert tree(here / "out") == whole
+    break_scene(here)
+    assert app.run([*PREDICT, "--engine", "ray", "--overwrite"]) == 3
+    assert "rain/000.png" in capsys.readouterr().err
+    assert app.run([*PREDICT, "--engine", "ray", "--on-error", "skip"]) == 4
+    assert "continues: 8 of 18 scenes done" in capsys.readouterr().err
+    assert [each["id"] for each in json.loads((here / "out/_SUCCESS.json").read_text())["failures"]] == ["rain/000"]
+
+
+@pytest.mark.slow
 @needs_ray
 def test_ray(here: Path, whole: dict[str, bytes]) -> None:
     ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json")
