@@ -149,7 +149,7 @@ def test_kills_over_a_thousand_scenes_lose_and_tear_nothing(
         place.mkdir()
         number += 1
         # At first most kills come before the first new scene is done; later ones leave more time, so that all jobs end.
-        shares = itertools.count(0.1, 0.002)
+        shares = itertools.count(0.1, amount(2, soak=2, few=8) / 1000)
         while not attempt(fork, place, tally, kill_after=rng.uniform(0, whole.seconds * next(shares))):
             tally.torn += rng.random() < 0.25 and tear(place / "out" / PART, rng)
         assert digests(place / "out") == whole.digests
