@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,8 @@ import pytest
 from memorysam_cli.data import preparation
 from memorysam_cli.engine.measure import count
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import children
 
-from .. import forked
 from .trained import Program
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forked_children() -> Iterator[None]:
-    """What opens other people's weights, or asks the Hub, is forked from a process that has imported torch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "start", forked.start)
-        yield
 
 
 @pytest.fixture(scope="session")

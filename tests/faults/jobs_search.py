@@ -1,4 +1,4 @@
-"""Block S's fork server: good files, written once; then each child enters its hostile worlds and runs the program."""
+"""The fork server of blocks O and S: good files, written once; then each child runs the program in hostile worlds."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ def warm(template: str = "") -> None:
         if app.run([*line, "-q"]):
             raise RuntimeError(f"{line}: failed")
     os.chdir(before)
+
+
+def work(kind: str, *arguments: Any) -> int:
+    """A try of block S, or a bad input of block O."""
+    from tests.faults import jobs_bad_inputs
+
+    done: int = {"try": run, "bad input": jobs_bad_inputs.run}[kind](*arguments)
+    return done
 
 
 def run(place: str, words: Sequence[str], worlds: Sequence[str], is_fresh: bool, loses_rights: bool) -> int:
