@@ -183,15 +183,24 @@ def fastest() -> Callable[..., float]:
     return measure
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def forked_children() -> Iterator[None]:
-    """What opens other people's weights, or asks the Hub, is forked from a process that has imported torch."""
+    """What opens other people's weights, asks the Hub or tries a size is forked from a process with torch imported."""
     from memorysam_cli.storage import children
     from tests import forked
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(children, "start", forked.start)
         yield
+
+
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of how such a process starts, of what confines it and of what it takes: it starts from nothing."""
+    from memorysam_cli.storage import children
+    from tests import forked
+
+    monkeypatch.setattr(children, "start", forked.honest_start)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The program's child processes, forked from one that has imported torch: each costs its work alone, and no imports.
 
-That a child starts from nothing, and what it is then confined to, is tried by tests/storage and tests/faults.
+For all tests; those of how a child starts from nothing, and of what it is then confined to, use ``afresh``. Programs
+that tests start as processes of their own start their children as users' do.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import IO, Any
 
+from memorysam_cli.storage import children
+
 CONTEXT = multiprocessing.get_context("forkserver")
 # Without the Hub's client, which reads the environment as it is imported.
 CONTEXT.set_forkserver_preload(["tests.forked", "memorysam_cli.engine.measure.trials", "memorysam_cli.app"])
 LIMIT_S = 100
+honest_start = children.start
+"""The program's own, of which :func:`start` is the stand-in."""
 
 
 class Fork:

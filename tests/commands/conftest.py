@@ -14,11 +14,6 @@ from memorysam_cli.recipe import Recipe
 from .trained import Program
 
 
-@pytest.fixture(scope="module", autouse=True)
-def children(forked_children: None) -> None:
-    """For all commands."""
-
-
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 20 scenes of mini-DELIVER, prepared as ``synthetic``; to be copied."""

@@ -73,7 +73,10 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
 
 
 @pytest.mark.parametrize("mode", ["train", "predict"])
-def test_against_plain_both_are_measured_and_compared(bench: Any, tried: list[Trial], mode: str) -> None:
+def test_against_plain_both_are_measured_and_compared(
+    bench: Any, tried: list[Trial], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "WARM_UPS", 1)
     ended = bench("--mode", mode, "--against", "plain", "--json")
     assert (ended.code, ended.err) == (0, "")
     report = json.loads(ended.out)

@@ -83,18 +83,21 @@ def in_one_piece(memorysam: Program, weights: Path, scene: Path) -> np.ndarray:
     return images.read(scene.parent / "masks/masks/scene.png")
 
 
-@pytest.mark.parametrize("stripe_bytes", [2**30, 1], ids=["one stripe", "a stripe per column of windows"])
 def test_windows_give_what_one_piece_gives(
-    stripe_bytes: int, memorysam: Program, weights: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+    memorysam: Program, weights: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raster, "STRIPE_BYTES", stripe_bytes)
-    ended = memorysam("predict", scene, "--weights", weights, "--out", "classes.tif", "--json")
-    assert ended.code == 0, ended.err
-    np.testing.assert_array_equal(classes_of(Path("classes.tif")), in_one_piece(memorysam, weights, scene))
-    found = classes_of(Path("classes.tif"))
-    assert len(np.unique(found)) > 1, "or this test would see nothing"
-    assert ended.answer["pixels"] == {name: int((found == index).sum()) for index, name in enumerate(CLASSES)}
-    assert ended.answer["sources"]["rgb"].startswith("bands 4, 3, 2 (B4, B3, B2) of ")
+    """In one stripe, and in a stripe per column of windows."""
+    wanted = in_one_piece(memorysam, weights, scene)
+    assert len(np.unique(wanted)) > 1, "or this test would see nothing"
+    for stripe_bytes in (2**30, 1):
+        monkeypatch.setattr(raster, "STRIPE_BYTES", stripe_bytes)
+        out = f"classes-{stripe_bytes}.tif"
+        ended = memorysam("predict", scene, "--weights", weights, "--out", out, "--json")
+        assert ended.code == 0, ended.err
+        found = classes_of(Path(out))
+        np.testing.assert_array_equal(found, wanted)
+        assert ended.answer["pixels"] == {name: int((found == index).sum()) for index, name in enumerate(CLASSES)}
+        assert ended.answer["sources"]["rgb"].startswith("bands 4, 3, 2 (B4, B3, B2) of ")
     assert sorted(path.name for path in scene.parent.iterdir() if path.name.startswith(".")) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,12 @@ KINDS = {
     "rslora": Lora(rslora=True, rank=8),
     "dora": Lora(dora=True),
 }
+TELLING = {"plain", "dora", "dropout"}
+"""Kinds of LoRA that are always tried; the others take the same ways."""
+
+
+def some_of(*kinds: str) -> list[Any]:
+    return [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in TELLING)) for kind in kinds]
 
 
 def build(backbone: str = "nano") -> Hiera:
@@ -124,7 +131,7 @@ def test_bfloat16_is_as_near_to_float32_as_sam2_s_own() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES[:2], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_of(*KINDS))
 def test_gradients_equal_sam2_s(kind: str, size: tuple[int, int]) -> None:
     trunk, frames = adapted(KINDS[kind]), images(2, *size)
     with without_onednn():
@@ -160,7 +167,7 @@ def test_gradients_reach_the_images() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "dropout"])
+@pytest.mark.parametrize("kind", some_of(*KINDS, "dropout"))
 def test_the_saver_changes_no_bit(kind: str) -> None:
     trunk, frames = adapted(KINDS.get(kind, Lora(dropout=0.3))), images(2, 128, 96)
     results = []

@@ -6,6 +6,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def forks(request: pytest.FixtureRequest, base: Path) -> Iterator[Forks]:
     """The warm server of what a module names as its ``FORKS``."""
     with Forks(request.module.FORKS, str(base)) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The program in forks of one that has imported everything, and good inputs to spoil copies of."""
+
+    template: Path
+    server: Forks
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """For the blocks O, R and S."""
+    template = tmp_path_factory.mktemp("template")
+    with Forks("tests.faults.jobs_search:work", str(template)) as server:
+        yield Commands(template, server)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ SECUREBITS, NOROOT, NO_FIXUP, AMBIENT, AMBIENT_RAISE = 28, 0b11, 0b100, 47, 2
 FILE_RIGHTS = 0b11111
 """To own, read, search, write and rename what belongs to others."""
 
+SHARED = Path("/dev/shm")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,7 +83,21 @@ def fence(folder: Path) -> bool:
     if _set_read_only("/", recursive=True) != 0:
         return False
     assert _set_read_only(str(folder), recursive=False, clear=True) == 0, os.strerror(ctypes.get_errno())
-    return _mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=67108864") == 0
+    return share_less(67108864, keep=folder)
+
+
+def share_less(size_bytes: int, *, keep: Path) -> bool:
+    """Put a /dev/shm of this size; a folder that lies in the machine's own stays where it is. False if it may not."""
+    kept = os.open(keep, os.O_PATH) if keep.is_relative_to(SHARED) else None
+    if _mount("tmpfs", str(SHARED), "tmpfs", 0, f"size={size_bytes}") != 0:
+        return False
+    if kept is None:
+        return True
+    keep.mkdir(parents=True)
+    try:
+        return _mount(f"/proc/self/fd/{kept}", str(keep), None, BIND) == 0
+    finally:
+        os.close(kept)
 
 
 def _set_read_only(folder: str, *, recursive: bool, clear: bool = False) -> int:

@@ -33,7 +33,6 @@ LIMIT = "MEMORYSAM_FORK_LIMIT"
 """The variable with the seconds that a child may live; one that lives for longer hangs."""
 HEAVY = ("accelerate", "cv2", "memorysam_cli.app", "memorysam_cli.model.lora")
 """What takes seconds to import."""
-POLL_S = 0.0005
 PRODUCT = f"{os.sep}memorysam_cli{os.sep}"
 STOPPING = tuple(SIGNAL_EXIT_CODES)
 
@@ -210,8 +209,8 @@ def _attempt(work: Any, request: dict[str, Any]) -> dict[str, Any]:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     os.close(writing)
     said, due, hung = b"", request["kill_after"], False
+    waited_for = [os.pidfd_open(child), reading]
     while True:
-        said += _read(reading)
         pid, status = os.waitpid(child, os.WNOHANG)
         lived = time.monotonic() - begun
         if pid:
@@ -222,7 +221,13 @@ def _attempt(work: Any, request: dict[str, Any]) -> dict[str, Any]:
         if lived > _limit_s():
             os.kill(child, signal.SIGKILL)
             hung = True
-        time.sleep(POLL_S)
+        left = (_limit_s() if due is None else due) - lived
+        if reading in select.select(waited_for, [], [], max(left, 0))[0]:
+            more = _read(reading)
+            said += more
+            if not more:  # it has closed its stderr
+                waited_for.remove(reading)
+    os.close(waited_for[0])
     said += _read(reading)
     os.close(reading)
     code = os.waitstatus_to_exitcode(status)

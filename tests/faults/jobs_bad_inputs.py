@@ -1,4 +1,4 @@
-"""What the fork server of the bad inputs does: write good inputs once, then run the program in each child."""
+"""What the fork server does for the bad inputs: write good inputs once, then run the program in each child."""
 
 from __future__ import annotations
 

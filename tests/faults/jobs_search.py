@@ -1,4 +1,4 @@
-"""Block S's fork server: good files, written once; then each child enters its hostile worlds and runs the program."""
+"""The fork server of blocks O and S: good files, written once; then each child runs the program in hostile worlds."""
 
 from __future__ import annotations
 
@@ -60,6 +60,14 @@ def warm(template: str = "") -> None:
     os.chdir(before)
 
 
+def work(kind: str, *arguments: Any) -> int:
+    """A try of block S, or a bad input of block O."""
+    from tests.faults import jobs_bad_inputs
+
+    done: int = {"try": run, "bad input": jobs_bad_inputs.run}[kind](*arguments)
+    return done
+
+
 def run(place: str, words: Sequence[str], worlds: Sequence[str], is_fresh: bool, loses_rights: bool) -> int:
     """One try: the program in a hostile world, in this child or in an interpreter of its own.
 
@@ -91,7 +99,7 @@ def run(place: str, words: Sequence[str], worlds: Sequence[str], is_fresh: bool,
         enter = WORLDS[name].enter
         if enter is not None:
             enter(root)
-            if name == "here read-only":
+            if name in {"here read-only", "tiny shm"}:
                 os.chdir(root / "here")  # where the mount is
     if loses_rights:
         disks.lose_rights()

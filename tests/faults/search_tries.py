@@ -115,7 +115,7 @@ def attempt(one: Try, place: Path, template: Path, forks: Forks, *, is_naive: bo
     loses_rights = one.spot >= 0 and THINGS[one.thing].needs_rights_lost
     before = tree(place)
     try:
-        ended = forks.run(str(place), ["naive"] * is_naive + words, one.worlds, one.is_fresh, loses_rights)
+        ended = forks.run("try", str(place), ["naive"] * is_naive + words, one.worlds, one.is_fresh, loses_rights)
     except TimeoutError as error:
         return ["it hangs", str(error)[-300:], repr(one)]
     if ended.code == LEFT_OUT:

@@ -92,10 +92,10 @@ def little_memory(_place: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def small_shared_memory(_place: Path) -> None:
+def small_shared_memory(place: Path) -> None:
     """A /dev/shm of 64 KB; nothing where the kernel does not let us."""
     if disks.may_mount():
-        disks.make_small(Path("/dev/shm"), 64 * 1024)
+        disks.share_less(64 * 1024, keep=place)
 
 
 def read_only_here(place: Path) -> None:

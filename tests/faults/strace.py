@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Outcome:
 
 
 def _traced(strace: Sequence[str], job: Sequence[str], log: Path) -> subprocess.CompletedProcess[str]:
-    line = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", str(log), *strace, sys.executable, "-S", "-B", "-m", *job]
+    # Not --seccomp-bpf, with which strace 6.1 sends no signal, and says nothing of it.
+    line = ["strace", "-f", "-qq", "-o", str(log), *strace, sys.executable, "-S", "-B", "-m", *job]
     environment = {"PYTHONPATH": _packages(), "PATH": os.environ["PATH"]}
     return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60, check=False)
 
@@ -77,18 +79,36 @@ def record(job: Sequence[str], log: Path) -> str:
     return log.read_text()
 
 
-def sweep(job: Sequence[str], paths: Sequence[str], log: Path, *, anew: Callable[[], None]) -> Iterator[Outcome]:
-    """Run a program again and again, with each fault at each of its calls on ``paths``, until no call is left.
+def sweep(
+    job: Sequence[str],
+    paths: Sequence[str],
+    log: Path,
+    *,
+    anew: Callable[[], None],
+    drawn: Callable[[list[str]], list[str]],
+) -> Iterator[Outcome]:
+    """Run a program again and again, with faults at each of its calls on ``paths``.
 
-    SQLite's way: for N = 1, 2, … until the N-th call does not exist any more. ``anew`` sets the files up before each.
+    SQLite's way: for N = 1, 2, … to the last. Until a fault is met a run is the undisturbed one, whose calls are
+    counted.
+
+    Args:
+        job: the program.
+        paths: of :func:`paths_of`.
+        log: takes what strace writes.
+        anew: sets the files up before each run.
+        drawn: which of the possible faults of a call are tried.
     """
     chosen = [word for path in paths for word in ("-P", path)]
+    anew()
+    done = _traced([*chosen, "-e", f"trace={','.join(CALLS)}"], job, log)
+    assert done.returncode == 0, done.stderr
+    counts = Counter(re.findall(r"(?m)^\d+ +(\w+)\(", log.read_text()))
     for call in CALLS:
-        for fault in (*FAULTS, *([LIE] if call == "write" else [])):
-            for number in range(1, 1000):
-                anew()
-                inject = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={number}"]
-                done = _traced([*chosen, *inject], job, log)
-                if done.returncode >= 0 and "(INJECTED)" not in log.read_text():
-                    break
-                yield Outcome(f"{call} {fault} at {number}", done.returncode, done.stderr)
+        faults = [*FAULTS, *([LIE] if call == "write" else [])]
+        for fault, number in ((each, number) for number in range(1, counts[call] + 1) for each in drawn(faults)):
+            anew()
+            inject = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={number}"]
+            done = _traced([*chosen, *inject], job, log)
+            assert "killed by SIGKILL" in log.read_text() or "(INJECTED)" in log.read_text(), (call, fault, number)
+            yield Outcome(f"{call} {fault} at {number}", done.returncode, done.stderr)

@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 from memorysam_cli.errors import EXIT_CODES
 from tests.faults import bad_archives, bad_environment, bad_images, bad_recipes, bad_weights
 from tests.faults.bad_inputs import PROGRAM, Arguments, Case, Ended, Place, forked, place_for, really, tree, violations
-from tests.faults.conftest import Figures
+from tests.faults.conftest import Commands, Figures
 from tests.faults.forks import ROOT, Forks
 from tests.faults.scale import SLOW as IS_SLOW
 from tests.faults.scale import SOAK
@@ -32,7 +32,7 @@ FIRST = {case.row: case for case in reversed(CASES)}
 SLOW = sorted(row for row in FIRST if row in range(10, 13) or row in range(14, 37) or row in {38, 43})
 """Rows whose command has to import torch, which takes seconds."""
 EVERY_ROW = SOAK or IS_SLOW
-DRAWN = SLOW if EVERY_ROW else random.Random(os.environ["MEMORYSAM_FAULT_SEED"]).sample(SLOW, 8)
+DRAWN = SLOW if EVERY_ROW else random.Random(os.environ["MEMORYSAM_FAULT_SEED"]).sample(SLOW, 4)
 """Those of them that are run so: all in CI and in a soak, else some that the seed draws; the others are forks."""
 REAL = {FIRST[row] for row in FIRST if row not in SLOW or row in DRAWN} | set(bad_recipes.CASES)
 ELSEWHERE = {
@@ -51,14 +51,13 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("template")
+def template(commands: Commands) -> Path:
+    return commands.template
 
 
 @pytest.fixture(scope="module")
-def forks(template: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_bad_inputs:run", str(template)) as server:
-        yield server
+def forks(commands: Commands) -> Forks:
+    return commands.server
 
 
 def attempt(case: Case, folder: Path, template: Path, run: Run) -> list[str]:

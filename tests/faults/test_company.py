@@ -76,7 +76,11 @@ def test_a_second_run_in_a_folder_ends_with_9(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("404", ("HTTP 404", "not retryable")), ("flip", ("wrong content", "not retryable"))]
+    ("mode", "words"),
+    [
+        pytest.param("404", ("HTTP 404", "not retryable"), marks=pytest.mark.slow),
+        ("flip", ("wrong content", "not retryable")),
+    ],
 )
 def test_a_hub_that_does_not_deliver_ends_with_7(mode: str, words: tuple[str, ...], here: Path, hub: str) -> None:
     """RELIABILITY §4, row 40; all of its faults are block G."""
@@ -102,6 +106,7 @@ def stopped(process: subprocess.Popen[str], here: Path, number: signal.Signals, 
     return err
 
 
+@pytest.mark.slow
 def test_a_training_that_is_interrupted_says_how_to_go_on(here: Path) -> None:
     """RELIABILITY §4, row 41: exit code 130."""
     process = start(here, "train", "-r", "tiny.yaml", "--out", "runs/new", *LONG)

@@ -29,7 +29,8 @@ from tests.faults.conftest import Figures
 from tests.faults.naive import loading
 from tests.faults.scale import amount
 
-CUTS, FLIPS, EXAMPLES = amount(400, soak=4000), amount(600, soak=6000), amount(1000, soak=20_000)
+CUTS, FLIPS = amount(400, soak=4000, few=100), amount(600, soak=6000, few=150)
+EXAMPLES = amount(1000, soak=20_000, few=250)
 PARTS = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "trainer.json", "MANIFEST.json")
 
 

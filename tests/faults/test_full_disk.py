@@ -44,7 +44,7 @@ def test_a_full_disk_ends_with_6_keeps_what_there_was_and_the_same_command_goes_
 ) -> None:
     whole, said = seen(filling, base, name, NO_LIMIT)
     assert whole["first"] == whole["second"] == 0 and whole["result"], said
-    count, full = amount(SIZES[name], soak=200 // len(COMMANDS), few=3), 0
+    count, full = amount(SIZES[name], soak=200 // len(COMMANDS), few=2), 0
     for number in range(count):
         low, high = number / count, (number + 1) / count
         size = LEAST_BYTES + int(rng.uniform(low, high) * whole["bytes"])

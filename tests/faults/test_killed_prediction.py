@@ -142,14 +142,14 @@ def attempt(
 def test_kills_over_a_thousand_scenes_lose_and_tear_nothing(
     base: Path, fork: Forks, whole: Whole, rng: random.Random, figures: Figures
 ) -> None:
-    tally, wanted = Tally(), amount(80, soak=2000, few=30)
+    tally, wanted = Tally(), amount(80, soak=2000, few=12)
     number = 0
     while tally.kills < wanted:
         place = base / f"kills{number}"
         place.mkdir()
         number += 1
         # At first most kills come before the first new scene is done; later ones leave more time, so that all jobs end.
-        shares = itertools.count(0.1, 0.002)
+        shares = itertools.count(0.1, amount(2, soak=2, few=8) / 1000)
         while not attempt(fork, place, tally, kill_after=rng.uniform(0, whole.seconds * next(shares))):
             tally.torn += rng.random() < 0.25 and tear(place / "out" / PART, rng)
         assert digests(place / "out") == whole.digests
@@ -170,7 +170,7 @@ def test_kills_while_a_prediction_ends_cost_only_to_end_it_again(
     ready.mkdir()
     fork.run("run", str(ready), str(base / "log"), "merge")
     assert len(lines(ready / "out" / PART)) == SCENES
-    tally, wanted, seconds = Tally(), amount(20, soak=500, few=5), 0.0
+    tally, wanted, seconds = Tally(), amount(20, soak=500, few=3), 0.0
     while tally.kills < wanted:
         place = base / "ending"
         shutil.copytree(ready, place)

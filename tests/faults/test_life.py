@@ -181,7 +181,7 @@ class Life(RuleBasedStateMachine):
             shutil.rmtree(self.place)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def life(base: Path, forks: Forks) -> type[Life]:
     Life.base, Life.forks, Life.counts = base, forks, Counter()
     models = sorted((base / "reference" / "checkpoints").glob("step-????????"))
@@ -204,7 +204,7 @@ def life(base: Path, forks: Forks) -> type[Life]:
 @pytest.mark.timeout(300)
 def test_in_whatever_order_a_run_lives_nothing_that_was_saved_is_lost(life: type[Life], figures: Figures) -> None:
     settings = hypothesis.settings(
-        max_examples=amount(8, soak=500, few=3), stateful_step_count=8, deadline=None, database=None,
+        max_examples=amount(8, soak=500, few=2), stateful_step_count=8, deadline=None, database=None,
         suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate],
     )  # fmt: skip
     seeded = hypothesis.seed(int(os.environ["MEMORYSAM_FAULT_SEED"]))

@@ -65,7 +65,7 @@ def test_of_twenty_racing_starts_exactly_one_wins(way: str, tmp_path: Path, figu
 
 
 def test_the_folder_of_a_killed_owner_is_free_at_once(way: str, tmp_path: Path, figures: Figures) -> None:
-    rounds, slowest = amount(10 if way == "kernel's" else 3, soak=200), 0.0
+    rounds, slowest = amount(10 if way == "kernel's" else 3, soak=200, few=2), 0.0
     for _ in range(rounds):
         assert winners(tmp_path, lock.hold, count=1) == 1
         begun = time.monotonic()

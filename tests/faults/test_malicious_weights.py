@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import resource
 import socket
 import threading
 import time
@@ -72,18 +73,21 @@ def written(files: dict[str, bytes], folder: Path) -> dict[str, Path]:
     return paths
 
 
-def test_sixty_hostile_files_are_refused_and_nothing_happens(harm: Harm, tmp_path: Path, figures: Figures) -> None:
+def test_sixty_hostile_files_are_refused_and_nothing_happens(
+    harm: Harm, tmp_path: Path, rng: random.Random, figures: Figures
+) -> None:
     paths = written(malice.everything(harm.canary, harm.port), tmp_path)
     assert len(paths) >= 60
+    tried = amount(len(paths), soak=len(paths), few=20)
     accepted, slow, speechless = [], [], []
     with Forks("tests.faults.jobs_weights:open_one") as fork:
-        for name, path in paths.items():
-            ended = fork.run(str(path))
+        for name in rng.sample(sorted(paths), tried):
+            ended = fork.run(str(paths[name]))
             accepted += [name] if ended.code == ACCEPTED else []
             slow += [name] if ended.seconds > 20 else []  # 5 s of work, on a machine that does other work too
             speechless += [f"{name}: {ended}"] if ended.code == REFUSED and "refused: " not in ended.said else []
             assert ended.code in {ACCEPTED, REFUSED} or ended.code < 0, f"{name}: {ended.said}"
-    figures("J", files=len(paths), accepted=len(accepted), harm=len(harm.done()))
+    figures("J", files=tried, accepted=len(accepted), harm=len(harm.done()))
     assert not accepted and not harm.done() and not slow and not speechless
 
 
@@ -98,25 +102,30 @@ def test_the_naive_loader_obeys_them(harm: Harm, tmp_path: Path, figures: Figure
     assert harm.calls, "nobody listened: this proves nothing"
 
 
+@pytest.mark.usefixtures("afresh")
 @pytest.mark.parametrize("name", THROUGH_ALL)
 def test_through_the_front_door_each_is_one_line(name: str, harm: Harm, tmp_path: Path, figures: Figures) -> None:
     files = malice.everything(harm.canary, harm.port)
     path = written({name: files[name]}, tmp_path)[name]
     before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
-    begun = time.monotonic()
+    begun = _seconds_of_children()
     with pytest.raises(WeightsError) as caught:
         read_torch(path)
-    seconds = time.monotonic() - begun
+    seconds = _seconds_of_children() - begun
     figures("J", front_door=1)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path}: ")
     assert not harm.done() and before == {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
-    assert seconds < 20, (
-        "a bomb must be noticed before it is felt"
-    )  # 5 s of work, on a machine that does other work too
+    assert seconds < 20, "a bomb must be noticed before it is felt"  # its process may work for 5 s
+
+
+def _seconds_of_children() -> float:
+    """Processor time of the children that have ended: what else the machine does, does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_bit_flipped_in_the_pickle_ends_nobody(rng: random.Random, tmp_path: Path, figures: Figures) -> None:
-    total, each = amount(1500, soak=15_000, few=500), 50
+    total, each = amount(1500, soak=15_000, few=200), 50
     signals = refused = 0
     with Forks("tests.faults.jobs_weights:open_bent") as fork:
         for number in range(total // each):

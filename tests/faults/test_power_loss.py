@@ -15,6 +15,7 @@ from tests.faults import jobs_checkpoint, strace
 from tests.faults.conftest import Figures
 from tests.faults.jobs_writing import FILES, NEW, OLD
 from tests.faults.power import Recording, Tree
+from tests.faults.scale import amount
 
 OLD_LINES = b'{"id": "1"}\n{"id": "2"}\n'
 
@@ -94,7 +95,7 @@ def test_a_power_loss_while_a_checkpoint_is_saved_and_an_older_one_removed_costs
     recording = Recording(log, folder, before)
     assert len(recording.moments) > 20
     tried, newest = 0, set()
-    for moment, tree in recording.states(rng, most=40):
+    for moment, tree in recording.states(rng, most=amount(40, soak=400, few=10)):
         tried += 1
         shutil.rmtree(seen, ignore_errors=True)
         for path, content in tree.items():

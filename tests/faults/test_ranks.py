@@ -51,7 +51,7 @@ def launch(forks: Forks, base: Path, out: Path, work: str, world: int, **options
 def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoint(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, slowest = amount(20, soak=200, few=4), 0.0
+    tries, slowest = amount(20, soak=200, few=3), 0.0
     for number in range(tries):
         world, out = rng.choice((2, 3)), base / f"kill-{number}"
         killed = rng.randrange(world)
@@ -89,7 +89,7 @@ def test_two_processes_that_are_killed_again_and_again_learn_the_same_bits(
     assert [each.code for each in launch(forks, base, honest, "train", 2, **how)] == [0, 0]
     for number in range(amount(4, soak=100, few=1)):
         run = out / str(number)
-        for _ in range(4):
+        for _ in range(amount(4, soak=4, few=2)):
             end = [rng.randrange(2), signal.SIGKILL, rng.uniform(0, 0.15)]
             ranks = launch(forks, base, run, "train", 2, end=end, **how)
             kills += any(each.code == -signal.SIGKILL for each in ranks)
@@ -111,7 +111,11 @@ def test_two_processes_that_are_killed_again_and_again_learn_the_same_bits(
     assert kills
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGHUP))],
+    ids=lambda number: number.name,
+)
 def test_a_signal_to_one_process_stops_all_after_the_same_update(
     number: signal.Signals, base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
@@ -128,7 +132,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(
     figures("L", signals_to_one=1, updates_lost=0)
 
 
-@pytest.mark.parametrize(("kind", "value"), [("image", "nan"), ("loss", "inf"), ("gradient", "nan")])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("loss", "inf"), *(pytest.param(kind, "nan", marks=pytest.mark.slow) for kind in ("image", "gradient"))],
+)
 def test_what_is_not_finite_in_one_process_ends_all_with_8_and_reaches_no_weight(
     kind: str, value: str, base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:

@@ -62,7 +62,7 @@ def lost(found: Kept) -> bool:
 def test_a_hundred_kills_while_saving_and_removing_leave_two_that_verify(
     tmp_path: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, found = amount(100, soak=2000), Kept(0, [])
+    tries, found = amount(100, soak=2000, few=25), Kept(0, [])
     for found in itertools.islice(attempts(tmp_path / "run" / "checkpoints", forks, rng, "ours"), tries):
         assert not lost(found), found
     figures("N", retention_kills=tries, checkpoints_saved=found.said, checkpoints_lost=0)

@@ -6,36 +6,36 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from memorysam_cli.errors import EXIT_CODES
 from tests.faults import disks
-from tests.faults.conftest import Figures
+from tests.faults.conftest import Commands, Figures
 from tests.faults.forks import Forks
 from tests.faults.scale import amount, seconds
 from tests.faults.search_lines import COMMANDS, HERE, LINES, path_parameters, spots
 from tests.faults.search_tries import NOT_TRIED, Try, attempt, combination, everything, fitting
 from tests.faults.search_worlds import THINGS, WORLDS
 
-PARTS = amount(4, soak=40)
+PARTS = amount(4, soak=40, few=2)
 """Tests that share the tries, so that two workers may take them."""
-QUICK, SLOW, FRESH, MIXED = amount(40, soak=60, few=5), amount(0, soak=4), amount(1, soak=3), amount(8, soak=16, few=2)
+QUICK, SLOW, FRESH, MIXED = amount(40, soak=60, few=10), amount(0, soak=4), amount(1, soak=3), amount(8, soak=16, few=4)
 """Tries of a part: of lines of a moment, of lines that take seconds, in an interpreter of their own, and of two worlds
 at once."""
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("template")
+def template(commands: Commands) -> Path:
+    return commands.template
 
 
 @pytest.fixture(scope="module")
-def forks(template: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_search:run", str(template)) as server:
-        yield server
+def forks(commands: Commands) -> Forks:
+    return commands.server
 
 
 def drawn(part: int, rng: random.Random) -> list[Try]:
@@ -113,7 +113,7 @@ def plain_files(template: Path) -> Path:
 
 def test_the_same_tries_find_a_naive_program_out(tmp_path: Path, figures: Figures) -> None:
     template = plain_files(tmp_path / "template")
-    with Forks("tests.faults.jobs_search:run") as naive:
+    with Forks("tests.faults.jobs_search:work") as naive:
         for number, (name, (one, harm)) in enumerate(HARM.items()):
             wrong = attempt(one, tmp_path / str(number), template, naive, is_naive=True)
             assert any(text.startswith(harm) for text in wrong), (name, wrong)
@@ -124,7 +124,7 @@ def test_a_program_that_waits_for_a_fifo_hangs(tmp_path: Path, monkeypatch: pyte
     """It waits for ever, so that the length of the limit decides nothing."""
     monkeypatch.setenv("MEMORYSAM_FORK_LIMIT", "0.3")
     template = plain_files(tmp_path / "template")
-    with Forks("tests.faults.jobs_search:run") as naive:
+    with Forks("tests.faults.jobs_search:work") as naive:
         wrong = attempt(Try(CHECK, spot=0, thing="FIFO"), tmp_path / "fifo", template, naive, is_naive=True)
     assert wrong[0] == "it hangs"
 
@@ -143,11 +143,11 @@ def reach(place: str, outside: str) -> int:
 
 def test_a_try_writes_nowhere_but_in_its_own_place(tmp_path: Path) -> None:
     """As root it could take the machine's devices away: a report once lay where /dev/zero had been."""
-    (tmp_path / "place").mkdir()
-    (tmp_path / "outside").write_text("as it was")
-    with Forks("tests.faults.test_search:reach") as child:
-        assert child.run(str(tmp_path / "place"), str(tmp_path / "outside")).code == 0
-    assert (tmp_path / "outside").read_text() == "as it was"
+    with tempfile.TemporaryDirectory() as elsewhere, Forks("tests.faults.test_search:reach") as child:
+        outside = Path(elsewhere, "outside")
+        outside.write_text("as it was")
+        assert child.run(str(tmp_path), str(outside)).code == 0
+        assert outside.read_text() == "as it was"
 
 
 def test_every_command_has_a_line_that_works() -> None:

@@ -46,7 +46,7 @@ def temporaries(run: Path) -> list[Path]:
 def test_signals_at_random_moments_cost_no_update(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, run = amount(50, soak=600, few=10), base / "run"
+    tries, run = amount(50, soak=600, few=7), base / "run"
     for number in range(tries):
         if number % 10 == 0:
             run, before = base / f"run-{number}", 0
@@ -74,7 +74,7 @@ def second_signal(base: Path, forks: Forks, rng: random.Random, run: Path, way: 
 def test_a_second_signal_ends_at_once_and_tears_nothing(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, cut_short, left_behind = amount(20, soak=300), 0, set()
+    tries, cut_short, left_behind = amount(20, soak=300, few=8), 0, set()
     for number in range(tries):
         run = base / f"twice-{number // 5}"
         before = left(run).step if run.exists() else -1
@@ -103,7 +103,7 @@ def test_a_training_that_takes_no_note_of_signals_is_caught(
 ) -> None:
     for number in range(30):
         run = base / f"deaf-{number}"
-        sent = [[rng.uniform(1, 4) * LOOP_S, int(signal.SIGTERM)]]
+        sent = [[rng.uniform(1, 4) * (number + 1) * LOOP_S, int(signal.SIGTERM)]]  # later where updates are slow
         forks.run("signalled", line(base, run), sent, "deaf")
         if left(run).lost > 1:
             figures("N", naive_signals=number + 1, naive_updates_lost=left(run).lost)
@@ -150,7 +150,7 @@ def test_notes_that_nobody_reads_cost_nothing(base: Path, forks: Forks, figures:
 def test_a_signal_at_the_very_start_or_end_of_a_command_is_no_fault(
     forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries = amount(100, soak=2_000, few=20)
+    tries = amount(100, soak=2_000, few=13)
     for number in (signal.SIGINT, signal.SIGTERM):
         for _ in range(tries):
             ended = forks.run("typed", ["recipes", "list"], kill_after=rng.uniform(0, 0.02), stop_with=number)

@@ -50,7 +50,7 @@ def evil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evil:
 def test_killed_readers_are_replaced_and_no_scene_is_lost_doubled_or_out_of_place(
     kind: str, manifest: Manifest, whole: dict[str, list[Seen]], evil: Evil, rng: random.Random, figures: Figures
 ) -> None:
-    deaths = amount(10, soak=200)
+    deaths = amount(10, soak=200, few=4)
     while evil.done() < deaths:
         for path in evil.notes.iterdir():
             path.rename(path.with_name(f"{path.name} before {evil.done()}"))

@@ -22,7 +22,6 @@ from memorysam_cli.model import load
 from .test_against_sam2 import SHORT, track
 from .upstream import Upstream, drawn
 
-pytestmark = pytest.mark.usefixtures("forked_children")
 MODALITIES = ("img", "depth", "event", "lidar")
 CASES = [
     pytest.param(backbone, size, marks=[] if size == 128 else [pytest.mark.slow])

@@ -16,8 +16,6 @@ from memorysam_cli.model.base_weights import base_shapes, load_base
 from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
 
-pytestmark = pytest.mark.usefixtures("forked_children")
-
 
 def network_of(backbone: str = "nano", *, tokens: int = 5) -> MemorySAM:
     return MemorySAM(build_sam2(backbone, tokens=tokens), classes=tokens)

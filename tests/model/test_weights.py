@@ -29,8 +29,6 @@ from memorysam_cli.model.weights import (
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
 
-pytestmark = pytest.mark.usefixtures("forked_children")
-
 
 @pytest.fixture
 def frames() -> list[Tensor]:

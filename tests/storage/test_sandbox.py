@@ -16,6 +16,8 @@ import pytest
 
 from memorysam_cli.storage import children, torch_child
 
+pytestmark = pytest.mark.usefixtures("afresh")
+
 JOBS = "tests.storage.confined_jobs"
 
 

@@ -272,6 +272,7 @@ def test_the_reader_s_process_is_not_believed(name: str, tmp_path: Path, monkeyp
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("afresh")
 def test_a_process_that_cannot_work_is_a_fault_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(some(), tmp_path / "x.pt")
     with monkeypatch.context() as without_torch:
@@ -320,6 +321,7 @@ def test_a_torch_with_known_holes_is_not_trusted(tmp_path: Path, monkeypatch: py
         read_torch(tmp_path / "x.pt")
 
 
+@pytest.mark.usefixtures("afresh")
 def test_what_is_written_is_read_back_by_torch_alone_and_is_the_same_each_time(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.pth"
     digest = write_torch(path, some())

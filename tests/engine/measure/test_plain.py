@@ -22,6 +22,7 @@ from memorysam_cli.model.weights import build_for_measuring
 from memorysam_cli.recipe import Ohem, Recipe, Spmm
 
 CLASSES = 5
+TWO = "data.modalities=[img, depth]"
 
 
 def recipe_of(backbone: str = "nano", *overrides: str) -> Recipe:
@@ -82,7 +83,7 @@ def test_the_logits_are_those_of_our_network(backbone: str, gate: str) -> None:
     [("reference", "on"), *(pytest.param(variant, "off", marks=pytest.mark.slow) for variant in ("paper", "off"))],
 )
 def test_losses_and_gradients_are_those_of_our_learner(variant: str, saver: str) -> None:
-    recipe = recipe_of("nano", "data.modalities=[img, depth]", f"spmm.variant={variant}", f"train.saver={saver}")
+    recipe = recipe_of("nano", TWO, f"spmm.variant={variant}", f"train.saver={saver}")
     network = network_of(recipe)
     batches = [made_up_batch(recipe, classes=CLASSES, seed=seed) for seed in (0, 1)]
     plain = PlainLearner(twin_of(network), recipe)
@@ -115,7 +116,7 @@ def gradients_of(network: Segmenter, work: Callable[[], Any]) -> tuple[Any, dict
 
 
 def test_the_network_stays_as_it_was() -> None:
-    recipe = recipe_of()
+    recipe = recipe_of("nano", TWO)
     network = network_of(recipe)
     before, modules = {n: t.clone() for n, t in network.state_dict().items()}, dict(network.named_modules())
     random = torch.get_rng_state()
@@ -128,7 +129,7 @@ def test_the_network_stays_as_it_was() -> None:
 
 
 def test_a_merged_network_has_a_twin_too() -> None:
-    recipe = recipe_of()
+    recipe = recipe_of("nano", TWO)
     network = network_of(recipe).eval()
     batch = made_up_batch(recipe, classes=CLASSES)
     with torch.no_grad():
@@ -139,7 +140,7 @@ def test_a_merged_network_has_a_twin_too() -> None:
 
 
 def test_an_update_moves_the_parameters_of_both() -> None:
-    recipe = recipe_of()
+    recipe = recipe_of("nano", TWO)
     network = network_of(recipe)
     token = network.sam.no_mem_embed.detach()  # sees what an optimizer does
     before = token.clone()

@@ -52,6 +52,7 @@ def test_a_trial_is_the_same_on_the_other_side() -> None:
     assert Trial.from_json(Trial(NANO, 2).to_json()) == Trial(NANO, 2)
 
 
+@pytest.mark.usefixtures("afresh")
 def test_a_training_that_fits_tells_its_peaks_alone_even_under_torchrun_and_beside_files_named_like_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

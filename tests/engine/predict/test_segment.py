@@ -241,6 +241,8 @@ def test_memory_does_not_grow_with_the_scenes(data: Manifest, tmp_path: Path, mo
         if told in {18, 20, 22, 56, 58, 60}:  # seconds, if it were done each time
             counts[told] = alive()
 
+    gc.collect()
+    gc.freeze()  # what there is already is not looked through
     # How many scenes wait for a slow disk is nobody's business here: one at most, and none while another is told.
     monkeypatch.setattr(segmenting, "MOST_WAITING", 1)
     many = [replace(data.scenes[3], id=f"{number:03}") for number in range(60)]

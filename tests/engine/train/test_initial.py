@@ -25,8 +25,6 @@ from memorysam_cli.recipe import Recipe
 
 from .test_trainer import changed
 
-pytestmark = pytest.mark.usefixtures("forked_children")
-
 
 def network_of(recipe: Recipe, manifest: Manifest) -> Segmenter:
     return build_for_training(recipe, manifest.info)

@@ -16,6 +16,7 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists() and lives(int(path.read_text() or 0)):
         raise FolderInUseError(f"{folder}: in use")
+    os.sched_yield()  # whatever a program does in between
     path.write_text(str(os.getpid()))
     try:
         yield
