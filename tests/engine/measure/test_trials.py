@@ -162,15 +162,13 @@ def noted(*arguments, **more):
 subprocess.Popen = noted
 trials.run(Trial.from_json({LONG.to_json()!r}))
 """
-    parent = forked.start("tests.forked", script, environment=os.environ)
-    parent.stdin.close()
-    parent.stdout.close()
+    parent = forked.Program(script, environment=os.environ)
     try:
         child = _wait_for(lambda: int((tmp_path / "pid").read_text()), tmp_path / "pid")
         assert (Path("/proc") / str(child)).exists()
     finally:
-        parent.kill()
-        parent.wait()
+        parent.child.kill()
+        parent.end()
     end = time.monotonic() + 60
     while _runs(child) and time.monotonic() < end:
         time.sleep(0.05)
@@ -178,7 +176,9 @@ trials.run(Trial.from_json({LONG.to_json()!r}))
 
 
 def _wait_for(read: Any, path: Path) -> int:
+    end = time.monotonic() + 60
     while not (path.exists() and path.read_text().endswith("\n")):
+        assert time.monotonic() < end, f"{path.name} is not written"
         time.sleep(0.05)
     return int(read())
 
