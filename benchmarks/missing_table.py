@@ -127,17 +127,23 @@ def by_seeds(found: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]
 
 def first_looks(looks: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> list[str]:
     """Variants that lack seeds, as what they differ from the reference by on the seeds that they have."""
-    seeds = sorted({seed for each in looks for seed in each["seeds"]})
     about = [
-        f"Variants of seed {', '.join(map(str, seeds))} alone, as points that they are above or below "
-        f"`{reference['variant']}` of the same seed:",
+        "Variants with fewer seeds, as points that they are above or below "
+        f"`{reference['variant']}` of the same seeds:",
         "",
         *(f"- `{each['variant']}`: {each['about']}{values_of(each)}" for each in looks),
     ]
     columns = [*MAIN, *(name for name in reference["figures"] if name not in MAIN)]
-    rows = [[each["variant"], *(f"{above(each, reference, name):+.2f}" for name in columns)] for each in looks]
-    rule = ["---"] + ["---:"] * len(columns)
-    return ["\n".join(about), "\n".join(f"| {' | '.join(row)} |" for row in (["variant", *columns], rule, *rows))]
+    rows = [
+        [
+            each["variant"],
+            ", ".join(map(str, each["seeds"])),
+            *(f"{above(each, reference, name):+.2f}" for name in columns),
+        ]
+        for each in looks
+    ]
+    heads, rule = ["variant", "seeds", *columns], ["---", "---"] + ["---:"] * len(columns)
+    return ["\n".join(about), "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))]
 
 
 def above(line: Mapping[str, Any], reference: Mapping[str, Any], name: str) -> float:

@@ -162,9 +162,9 @@ def test_means_spreads_and_lacking_seeds_by_hand(missing: Any) -> None:
     assert "- `a`: x (`k=1`)\n\n" in text and "| variant | img alone |\n| --- | ---: |\n| a | 2.00 |\n\n" in text
     # Of seed 1 alone: 1.5, where the reference has 2 of that seed.
     assert (
-        "Variants of seed 1 alone, as points that they are above or below `a` of the same seed:\n\n- `b`: x\n" in text
+        "Variants with fewer seeds, as points that they are above or below `a` of the same seeds:\n\n- `b`: x\n" in text
     )
-    assert text.endswith(f"| b | {' | '.join(['-0.50'] * len(figures))} |\n")
+    assert text.endswith(f"| b | 1 | {' | '.join(['-0.50'] * len(figures))} |\n")
     page = table.into(f"before {table.BEGIN}\nold\n{table.END} after", [line], where="page.md")
     assert page.startswith(f"before {table.BEGIN}\n![") and page.endswith(f"{table.END} after") and "old" not in page
     with pytest.raises(table.UsageError, match=r"page\.md: has no <!-- missing:begin -->"):
