@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import secrets
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -162,25 +161,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
     with sketches.drawn_by(sketches.REAL if item.get_closest_marker("rendered") else sketches.blank):
         return (yield)
-
-
-@pytest.fixture
-def fastest() -> Callable[..., float]:
-    """Runs something five times; returns the least processor time, in seconds, that its child processes took.
-
-    Not wall time: the other test worker, and whatever else the machine does, is not ours.
-    """
-
-    def measure(run: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            run()
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return min(seconds)
-
-    return measure
 
 
 @pytest.fixture(scope="session", autouse=True)

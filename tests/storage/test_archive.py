@@ -80,7 +80,7 @@ def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path, what: str) -> None
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     megabytes, seconds = done.stdout.split()
-    assert int(megabytes) < 100 and float(seconds) < 1
+    assert int(megabytes) < 100 and float(seconds) < 10
 
 
 def test_every_truncation_of_every_form_is_refused(tmp_path: Path) -> None:

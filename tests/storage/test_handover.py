@@ -48,7 +48,7 @@ def handed_over(pipe: tuple[Connection, Connection], value: Any) -> Any:
     sender = threading.Thread(target=handover.send, args=(theirs, value))
     sender.start()
     found = handover.receive(ours)
-    sender.join(10)
+    sender.join(60)
     return found
 
 

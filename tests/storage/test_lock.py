@@ -85,7 +85,7 @@ def test_a_killed_owner_frees_the_folder_at_once_even_if_its_workers_live_on(
         try:
             started = time.monotonic()
             with lock.hold(tmp_path):
-                assert time.monotonic() - started < 1
+                assert time.monotonic() - started < 10  # the workers live for 30 s
         finally:
             if words:
                 os.killpg(owner.pid, signal.SIGKILL)

@@ -198,7 +198,7 @@ def test_a_malformed_file_is_refused_and_the_rule_is_named(name: str, tmp_path: 
     begun = time.process_time()
     with pytest.raises(WeightsError, match=words) as caught:
         tensors.read(tmp_path / "x.safetensors")
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < 10
     assert str(caught.value).startswith(f"{tmp_path / 'x.safetensors'}: ")
     assert "\n" not in str(caught.value)
 

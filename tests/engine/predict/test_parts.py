@@ -283,11 +283,11 @@ def test_shards_wait_for_each_other_and_refuse_a_folder_that_a_whole_run_uses(
     def hold() -> None:
         with lock.hold(out):
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     other = threading.Thread(target=hold)
     other.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     threading.Timer(0.3, leave.set).start()
     assert merge(job, out)["parts_missing"] == 2  # it waited longer than the short patience
     other.join()

