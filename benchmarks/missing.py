@@ -39,7 +39,7 @@ from typing import Any
 
 import missing_table as table
 
-from memorysam_cli import app
+from memorysam_cli import app, registry
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
@@ -174,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
 def study_of(asked: argparse.Namespace) -> Study:
     """What is asked for; every recipe is checked before anything is rendered or trained."""
     content = documents.read_yaml(asked.file)
+    registry.add_files([asked.file.parent / name for name in content.get("extensions", [])], where=f"{asked.file}:")
     study = Study(
         work=asked.work, recipe=content["recipe"], common=tuple(content["common"]),
         variants=tuple(variant_of(name, content["variants"], asked.file) for name in dict.fromkeys(asked.variants)),

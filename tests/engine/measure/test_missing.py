@@ -10,7 +10,11 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from memorysam_cli import recipe, registry
+from memorysam_cli.model import lora
 from memorysam_cli.streetworld.scenes import counts
 
 FOLDER = Path(__file__).parent.parent.parent.parent / "benchmarks"
@@ -18,6 +22,10 @@ FOLDER = Path(__file__).parent.parent.parent.parent / "benchmarks"
 
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv(registry.VARIABLE, "")  # what is registered here is gone afterwards
+    for name, empty in (("_registered", []), ("_given", []), ("_errors", {})):
+        monkeypatch.setattr(registry, name, empty)
+    monkeypatch.setattr(registry.ENCODERS, "_known", dict(registry.ENCODERS._known))
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location("benchmarks_missing", FOLDER / "missing.py")
     assert spec is not None and spec.loader is not None
@@ -139,6 +147,35 @@ def test_every_variant_that_is_offered_can_be_trained(missing: Any, tmp_path: Pa
     for variant in study.variants:
         assert study.resolved(variant, 2).train.seed == 3407 + 2
         assert missing.timed_recipe(study, variant).data.workers == 0
+
+
+def test_lora_per_sensor_starts_as_nano_and_each_sensor_has_its_own(missing: Any) -> None:
+    registry.add_files([FOLDER / "missing_encoders.py"], where="here")
+    torch.manual_seed(0)
+    plain, encoder = (registry.ENCODERS.get(name).encoder() for name in ("nano", "nano-per-sensor"))
+    encoder.load_state_dict(plain.state_dict())
+    lora.add_lora(encoder, recipe.Lora())
+    images = torch.randn(8, 3, 64, 64)  # two scenes of four sensors
+
+    def maps(one: Any) -> list[Tensor]:
+        return [level.order.join(level.tokens) for level in one.levels(images)]
+
+    before = maps(encoder)
+    for own, wanted in zip(before, maps(plain), strict=True):
+        torch.testing.assert_close(own, wanted)
+    sum(each.square().mean() for each in before).backward()
+    ups = {name: each for name, each in encoder.named_parameters() if ".lora_B." in name}
+    assert len(ups) == 4 * 2 * 6 and all(each.grad.abs().max() > 0 for each in ups.values())  # q and v of six blocks
+    with torch.no_grad():
+        for name, up in ups.items():
+            if name.startswith("others.1."):
+                up.add_(1.0)
+        after = maps(encoder)
+    changed = [(now - then).abs().amax(dim=(1, 2, 3)) > 1e-3 for now, then in zip(after, before, strict=True)]
+    assert all(each.tolist() == [False] * 4 + [True] * 2 + [False] * 2 for each in changed)
+    assert not [name for name in encoder.state_dict() if "others." in name and ".lora_" not in name]
+    with pytest.raises(ValueError, match="images: 6; needs a multiple of 4"):
+        next(encoder.levels(images[:6]))
 
 
 def test_the_page_has_a_place_for_the_figures(missing: Any) -> None:
