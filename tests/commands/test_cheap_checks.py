@@ -18,8 +18,8 @@ from memorysam_cli.registry import LOSSES
 from memorysam_cli.storage import tensors
 
 from ..engine.stand_ins import CLASSES, write_data
-from ..faults.forks import Forks
 from ..faults.search_lines import COMMANDS
+from ..forks import Forks
 from ..storage.geotiffs import noise, write_geotiff
 from .light import LOADED
 from .trained import save_weights

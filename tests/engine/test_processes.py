@@ -26,7 +26,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training, save
-from tests.faults.forks import LIMIT, Forks
+from tests.forks import LIMIT, Forks
 
 from . import two_processes as script
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from memorysam_cli import app
+from tests.forks import Forks
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
 DRIVER = Path(__file__).parent / "driver.py"
@@ -110,25 +111,20 @@ def read(answer: str) -> list[Ended]:
 
 
 @pytest.fixture(scope="session")
-def server(data: Path) -> Iterator[subprocess.Popen[str]]:
+def server() -> Iterator[Forks]:
     """A driver that has done the slow imports."""
-    line = [sys.executable, str(DRIVER)]
-    with subprocess.Popen(
-        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(data)
-    ) as process:
-        yield process
+    with Forks("tests.extending.driver:answer") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def warm(server: subprocess.Popen[str], place: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def warm(server: Forks, data: Path, place: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """As :func:`run`, in a process that need not import torch and its like first."""
 
     def call(jobs: Sequence[Sequence[object]]) -> list[Ended]:
-        assert server.stdin is not None and server.stdout is not None
         listed = written(jobs, tmp_path_factory.mktemp("jobs"))
-        server.stdin.write(json.dumps([str(listed), str(place)]) + "\n")
-        server.stdin.flush()
-        assert server.stdout.readline() == "0\n", "see what it wrote on stderr"
+        ended = server.run(str(listed), str(place), environment(data))
+        assert ended.code == 0, ended.said
         return read(listed.with_suffix(".answer").read_text())
 
     return call

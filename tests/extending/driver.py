@@ -1,23 +1,19 @@
 """Run many command lines in one process that is thrown away: what they register stays there.
 
 python driver.py JOBS.json: each job is a command line, or ["-c", CODE]; prints a JSON list of [exit code, out, err].
-python driver.py: does the slow imports once; then each line on stdin, a JSON list of JOBS.json and a folder, is done in
-that folder by a fork; the answer is written to JOBS.answer, and the fork's exit code printed.
+:func:`answer` does the same in a fork of a process that has done the slow imports.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import io
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
-ROOT = str(Path(__file__).parents[2])
 SLOW = (
     "cv2",
     "torch.export",
@@ -47,41 +43,22 @@ def done(jobs: Path) -> str:
     return json.dumps(ended)
 
 
-def serve() -> None:
-    """Answer the lines on stdin, each in a process that has only imported what comes with the program."""
-    codes = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+def warm() -> None:
+    """Import what comes with the program: for :class:`tests.forks.Forks`."""
+    from tests import sketches
+
     for name in SLOW:
         importlib.import_module(name)
-    importlib.import_module("memorysam_cli.model.lora").peft()
-    sys.path.append(ROOT)
-    importlib.import_module("tests.sketches").use()
-    sys.path.remove(ROOT)
-    gc.collect()
-    gc.freeze()
-    for line in sys.stdin:
-        jobs, folder = json.loads(line)
-        if (child := os.fork()) == 0:
-            _be_child(Path(jobs), folder)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), file=codes, flush=True)
+    sketches.use()
 
 
-def _be_child(jobs: Path, folder: str) -> None:
-    """Do the jobs, and never go back into the server's loop."""
-    try:
-        os.chdir(folder)
-        jobs.with_suffix(".answer").write_text(done(jobs))
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(1)
+def answer(jobs: str, folder: str, environment: dict[str, str]) -> None:
+    """Do a file of jobs in a folder; the answer is written beside it."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    Path(jobs).with_suffix(".answer").write_text(done(Path(jobs)))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(done(Path(sys.argv[1])))
-    else:
-        serve()
+    print(done(Path(sys.argv[1])))

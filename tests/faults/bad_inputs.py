@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.forks import ROOT, Forks
+from tests.forks import ROOT, Forks
 
 PROGRAM = (sys.executable, "-m", "memorysam_cli")
 ERROR = "memorysam: error ["

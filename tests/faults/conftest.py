@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.forks import Forks
 from tests.faults.scale import CASES, SHARE, SLOW, SOAK, seconds
+from tests.forks import Forks
 
 HERE = Path(__file__).parent
 LIMIT_S = 120

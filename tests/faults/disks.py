@@ -1,6 +1,6 @@
 """Small and read-only disks for one process: its own mounts, which end with it, and nobody else sees.
 
-To be called in a child of :mod:`tests.faults.forks`. Root may mount in a mount namespace of its own; other users in a
+To be called in a child of :mod:`tests.forks`. Root may mount in a mount namespace of its own; other users in a
 user namespace as well, where the kernel lets them. Where neither is allowed, a limit on the size of files stands in
 for a full disk (the kernel then says EFBIG instead of ENOSPC).
 """

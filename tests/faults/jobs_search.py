@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import disks
-from tests.faults.forks import ROOT
 from tests.faults.search_worlds import WORLDS, in_order
+from tests.forks import ROOT
 
 LEFT_OUT = 99
 """Exit code: root must not be let at devices here, for the kernel does not let us fence it in."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from memorysam_cli.errors import EXIT_CODES
 from tests.faults.bad_inputs import CACHES, tree
-from tests.faults.forks import Ended, Forks
 from tests.faults.jobs_search import LEFT_OUT
 from tests.faults.search_lines import HERE, LINES, Line, Spot, spots
 from tests.faults.search_worlds import NAMELESS_WORLDS, THINGS, WORLDS
+from tests.forks import Ended, Forks
 
 OUTPUT_MODES = ((), ("-q",), ("-v",), ("--json",), ("--json", "-q"))
 """Options that every command has."""

@@ -18,9 +18,9 @@ from tests import imported
 from tests.faults import bad_archives, bad_environment, bad_images, bad_recipes, bad_weights
 from tests.faults.bad_inputs import PROGRAM, Arguments, Case, Ended, Place, forked, place_for, really, tree, violations
 from tests.faults.conftest import Commands, Figures
-from tests.faults.forks import ROOT, Forks
 from tests.faults.scale import SLOW as IS_SLOW
 from tests.faults.scale import SOAK
+from tests.forks import ROOT, Forks
 
 Run = Callable[[Case, Place, Arguments], Ended]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Figures
-from tests.faults.forks import Forks
 from tests.faults.jobs_disks import COMMANDS, NO_LIMIT
 from tests.faults.scale import amount
+from tests.forks import Forks
 
 SIZES = {"synthetic": 8, "train": 8, "evaluate": 4, "predict": 8, "merge": 6}
 LEAST_BYTES = 1 << 14

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Figures
-from tests.faults.forks import ROOT
 from tests.faults.scale import amount
+from tests.forks import ROOT
 
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = sorted(path.name for path in CORPUS.iterdir() if path.name != "naive")

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Figures
-from tests.faults.forks import ROOT
 from tests.faults.hub_server import CONTENT, FLIPPED, GOOD, IllHub, served
 from tests.faults.scale import SLOW, SOAK
+from tests.forks import ROOT
 
 FETCH = f"""
 import json, sys, time

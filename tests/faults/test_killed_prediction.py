@@ -20,9 +20,9 @@ from memorysam_cli.engine.predict.segment import MOST_WAITING
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from tests.faults.conftest import Figures
-from tests.faults.forks import Forks
 from tests.faults.jobs_prediction import BAD, BATCH, SIZE_PX
 from tests.faults.scale import amount
+from tests.forks import Forks
 
 SCENES = 1000
 PART = ".parts/0-of-1/predictions.jsonl"

@@ -17,8 +17,8 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.storage import documents, tensors
 from tests.faults.conftest import Figures
-from tests.faults.forks import Ended, Forks
 from tests.faults.scale import amount
+from tests.forks import Ended, Forks
 
 FORKS = "tests.faults.jobs_training:run"
 

@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.storage import documents, lock, tensors
 from tests.faults.conftest import Figures
-from tests.faults.forks import Ended, Forks
 from tests.faults.jobs_life import STEPS, predicting, training
 from tests.faults.scale import amount
+from tests.forks import Ended, Forks
 
 FORKS = "tests.faults.jobs_life:run"
 

@@ -18,9 +18,9 @@ from memorysam_cli.errors import WeightsError
 from memorysam_cli.storage.foreign import read_torch
 from tests.faults import malice
 from tests.faults.conftest import Figures
-from tests.faults.forks import Forks
 from tests.faults.jobs_weights import ACCEPTED, REFUSED
 from tests.faults.scale import amount
+from tests.forks import Forks
 
 THROUGH_ALL = (
     "system in a zip", "socket in a zip", "deflated tensors", "4 GB text in a zip", "list of lists of lists",

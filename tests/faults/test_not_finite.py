@@ -25,10 +25,10 @@ from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.storage import documents, tensors
 from tests.faults import jobs_running
 from tests.faults.conftest import Figures
-from tests.faults.forks import Forks
 from tests.faults.jobs_running import KINDS, line, spoil
 from tests.faults.naive import judging, updating
 from tests.faults.scale import amount
+from tests.forks import Forks
 
 FORKS = "tests.faults.jobs_running:run"
 

@@ -20,10 +20,10 @@ from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import documents, lock, tensors
 from tests.faults import jobs_running
 from tests.faults.conftest import Figures
-from tests.faults.forks import Forks
 from tests.faults.jobs_ranks import BATCHES, NUMBERS, PATIENCE_S, confusions
 from tests.faults.naive import ranks as naive
 from tests.faults.scale import amount
+from tests.forks import Forks
 
 FORKS = "tests.faults.jobs_ranks:run"
 

@@ -12,9 +12,9 @@ import pytest
 
 from memorysam_cli.engine.train import checkpoints
 from tests.faults.conftest import Figures
-from tests.faults.forks import Forks
 from tests.faults.jobs_retention import KEEP, SAVED
 from tests.faults.scale import amount
+from tests.forks import Forks
 
 
 @pytest.fixture(scope="module")

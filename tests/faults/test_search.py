@@ -15,11 +15,11 @@ import pytest
 from memorysam_cli.errors import EXIT_CODES
 from tests.faults import disks
 from tests.faults.conftest import Commands, Figures
-from tests.faults.forks import Forks
 from tests.faults.scale import amount, seconds
 from tests.faults.search_lines import COMMANDS, HERE, LINES, path_parameters, spots
 from tests.faults.search_tries import NOT_TRIED, Try, attempt, combination, everything, fitting
 from tests.faults.search_worlds import THINGS, WORLDS
+from tests.forks import Forks
 
 PARTS = amount(4, soak=40, few=2)
 """Tests that share the tries, so that two workers may take them."""

@@ -14,9 +14,9 @@ from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import tensors
 from tests.faults.conftest import Figures
-from tests.faults.forks import Ended, Forks
 from tests.faults.jobs_running import line, steps_done
 from tests.faults.scale import amount
+from tests.forks import Ended, Forks
 
 FORKS = "tests.faults.jobs_running:run"
 

@@ -1,7 +1,8 @@
 """A process that has done the slow imports, and forks a child for each attempt: kills by the hundred in seconds.
 
-``Forks("tests.faults.jobs:train", root)`` starts a server, a Python of its own with one thread. It imports the target,
-calls its ``warm(*arguments)`` once if its module has such a function, and then forks a child per :meth:`Forks.run`.
+``Forks("tests.faults.jobs_training:train", root)`` starts a server, a Python of its own with one thread. It imports the
+target, calls its ``warm(*arguments)`` once if its module has such a function, and then forks a child per
+:meth:`Forks.run`.
 Servers are themselves forked from a process that has imported PyTorch and PEFT, one for all tests of this process.
 """
 
@@ -28,7 +29,7 @@ from typing import Any, Self
 
 from memorysam_cli.errors import SIGNAL_EXIT_CODES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LIMIT = "MEMORYSAM_FORK_LIMIT"
 """The variable with the seconds that a child may live; one that lives for longer hangs."""
 HEAVY = ("accelerate", "cv2", "memorysam_cli.app", "memorysam_cli.model.lora")
@@ -71,7 +72,7 @@ class Forks:
         socket.send_fds(_root(is_light), [words.encode()], [its_stdin, its_stdout, 2])
         os.close(its_stdin)
         os.close(its_stdout)
-        self._pid = 0
+        self._pid = self._number = 0
         try:
             self._pid = self._answer()["pid"]
         except BaseException:
@@ -89,9 +90,11 @@ class Forks:
         Raises:
             TimeoutError: the child hung, and was killed.
         """
-        request = {"arguments": arguments, "kill_after": kill_after, "signal": int(stop_with)}
+        self._number += 1
+        request = {"number": self._number, "arguments": arguments, "kill_after": kill_after, "signal": int(stop_with)}
         print(json.dumps(request), file=self._requests, flush=True)
-        answer = self._answer()
+        while (answer := self._answer()).pop("number") != self._number:
+            pass  # of a run whose test was given up before it ended
         if answer.pop("hung"):
             raise TimeoutError(f"{arguments}: still alive after {_limit_s()} s; it said: {answer['said']}")
         return Ended(**answer)
@@ -126,7 +129,7 @@ class Forks:
 def _root(is_light: bool) -> socket.socket:
     """The way to the process that servers are forked from; it ends with this one."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    line = [sys.executable, "-m", "tests.faults.forks", str(its.fileno()), *(() if is_light else HEAVY)]
+    line = [sys.executable, "-m", "tests.forks", str(its.fileno()), *(() if is_light else HEAVY)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, env=environment, cwd=ROOT)
     its.close()
@@ -192,7 +195,7 @@ def serve(target: str, warm: list[str]) -> None:
     print(json.dumps({"pid": os.getpid()}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = _attempt(getattr(module, function), request)
+        answer = {"number": request["number"], **_attempt(getattr(module, function), request)}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.faults.forks import Forks
+from tests.forks import Forks
 
 
 def work(path: str, seconds: float, code: int) -> int:
@@ -23,7 +25,7 @@ def work(path: str, seconds: float, code: int) -> int:
 
 
 def test_a_child_ends_by_itself_by_an_exception_or_by_the_kill(tmp_path: Path) -> None:
-    with Forks("tests.faults.test_forks:work") as fork:
+    with Forks("tests.test_forks:work") as fork:
         own = fork.run(str(tmp_path / "own"), 0, 3)
         assert own.code == 3 and not own.was_killed and own.said == "at work\n" and (tmp_path / "own").exists()
         failed = fork.run(str(tmp_path / "failed"), 0, 10)
@@ -34,7 +36,23 @@ def test_a_child_ends_by_itself_by_an_exception_or_by_the_kill(tmp_path: Path) -
         assert stopped.code == -signal.SIGTERM
 
 
+def test_the_answer_to_a_run_that_was_given_up_is_not_the_next_ones(tmp_path: Path) -> None:
+    class GivenUpError(Exception):
+        pass
+
+    def give_up(*_: object) -> None:
+        raise GivenUpError
+
+    with Forks("tests.test_forks:work") as fork:
+        before = signal.signal(signal.SIGUSR1, give_up)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(GivenUpError):
+            fork.run(str(tmp_path / "slow"), 0.5, 3)
+        signal.signal(signal.SIGUSR1, before)
+        assert fork.run(str(tmp_path / "next"), 0, 4).code == 4
+
+
 def test_a_child_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORYSAM_FORK_LIMIT", "0.2")
-    with Forks("tests.faults.test_forks:work") as fork, pytest.raises(TimeoutError, match="still alive"):
+    with Forks("tests.test_forks:work") as fork, pytest.raises(TimeoutError, match="still alive"):
         fork.run(str(tmp_path / "hung"), 30, 0)
