@@ -101,7 +101,7 @@ def test_a_graph_for_torch_gives_logits_classes_and_confidence_of_the_network(he
     asked = ("export", "best.safetensors", "--format", "torch-export", "--size", "64x96", "--out", "m.pt2", "--json")
     ended = memorysam(*asked)
     assert ended.code == 0, ended.err
-    assert 0 < ended.answer["relative"] < 1e-5 and ended.answer["agreement"] == 100
+    assert 0 <= ended.answer["relative"] < 1e-5 and ended.answer["agreement"] == 100  # 0 on some processors
     assert products._onednn_types() == products.TYPES, "the fast products are back"
     extra = {"memorysam.json": ""}
     program = torch.export.load("m.pt2", extra_files=extra)
