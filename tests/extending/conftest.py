@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from memorysam_cli import app
-from tests.forks import Forks
+from tests.forks import LIMIT, Forks
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
 DRIVER = Path(__file__).parent / "driver.py"
@@ -112,8 +112,11 @@ def read(answer: str) -> list[Ended]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Forks]:
-    """A driver that has done the slow imports."""
-    with Forks("tests.extending.driver:answer") as server:
+    """A driver that has done the slow imports; one answer may take several trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LIMIT, "300")
+        server = Forks("tests.extending.driver:answer")
+    with server:
         yield server
 
 
