@@ -344,12 +344,16 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     Raises:
         WeightsError: the message has the number of affected tensors, and the first names.
     """
-    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
-    if bad:
+    if bad := not_finite(tensors):
         names = few([shown(name) for name in bad], _NAMES_SHOWN, is_counted=False)
         raise WeightsError(
             f"{where}: NaN or infinity in {counted(len(bad), 'tensor')} ({names}); use an earlier checkpoint"
         )
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors with NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -183,7 +183,7 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     position.scenes += int(accelerator.reduce(torch.tensor(scenes_since, device=accelerator.device)))
     position.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
     model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
-    if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
+    if odd := tensors.not_finite({**model, **optimizer}):
         raise DivergedError(
             f"step {position.step}: the update, whose gradient was finite, left NaN or infinity in "
             f"{counted(len(odd), 'tensor')} "
