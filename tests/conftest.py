@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -111,15 +112,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Python need not look again and again for garbage in what importing has left, which stays to the end."""
-    gc.collect()
+    """Python need not look again and again for garbage in what importing has left, which stays until Python ends; what
+    is frozen then would count as leaked."""
     gc.freeze()
+    atexit.register(gc.unfreeze)
     gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    """What is frozen would count as leaked when Python ends."""
-    gc.unfreeze()
 
 
 def _has_gpu() -> bool:

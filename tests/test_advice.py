@@ -6,7 +6,6 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.mkdir(parents=True)
 
 
-@cache
 def sources() -> list[tuple[str, ast.Module]]:
     found = sorted(PACKAGE.rglob("*.py"))
     return [(str(path.relative_to(PACKAGE)), ast.parse(path.read_text(encoding="utf-8"))) for path in found]
@@ -88,21 +86,29 @@ def refuse_unknown(line: str) -> None:
         ALL[path].make_context(path, words)  # an unknown option, a missing value or one word too many raises
 
 
-@pytest.mark.parametrize(("where", "sentence"), list(sentences()))
-def test_a_command_in_a_sentence_is_one_and_holds_no_bare_value(where: str, sentence: str) -> None:
-    assert "{}" not in sentence, f"{where}: a value in a line to type is quoted by text.command"
-    words = sentence.split()
-    path = "memorysam"
-    while words and f"{path} {words[0]}" in ALL:
-        path = f"{path} {words.pop(0)}"
-    options = [word for word in words if word.startswith("--")]
-    known = {name for parameter in ALL[path].params for name in (*parameter.opts, *parameter.secondary_opts)}
-    assert set(options) <= known | {"--help"}, where
+def test_a_command_in_a_sentence_is_one_and_holds_no_bare_value() -> None:
+    found = list(sentences())
+    assert found
+    for where, sentence in found:
+        assert "{}" not in sentence, f"{where}: a value in a line to type is quoted by text.command"
+        words = sentence.split()
+        path = "memorysam"
+        while words and f"{path} {words[0]}" in ALL:
+            path = f"{path} {words.pop(0)}"
+        options = [word for word in words if word.startswith("--")]
+        known = {name for parameter in ALL[path].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert set(options) <= known | {"--help"}, where
 
 
-@pytest.mark.parametrize(("where", "words"), list(calls()))
-def test_a_line_that_is_made_to_be_typed_is_read_by_its_command(where: str, words: list[str]) -> None:
-    refuse_unknown(text.command(*words))
+def test_a_line_that_is_made_to_be_typed_is_read_by_its_command() -> None:
+    found = list(calls())
+    assert found
+    for where, words in found:
+        try:
+            refuse_unknown(text.command(*words))
+        except Exception as error:
+            error.add_note(where)
+            raise
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "synthetic-mcubes", "mine", *DATASETS])

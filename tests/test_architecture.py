@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import re
@@ -51,7 +52,12 @@ def load_house() -> Any:
 
 
 HOUSE = load_house()
-SOURCES = HOUSE.Sources(ROOT)
+
+
+@functools.cache
+def sources() -> Any:
+    """What is in the package; reading it takes a second."""
+    return HOUSE.Sources(ROOT)
 
 
 def layer_of(part: str) -> int:
@@ -95,8 +101,8 @@ def test_every_part_has_one_layer() -> None:
 
 
 def test_neighbors_at_every_depth_and_modules_never_import_in_a_circle() -> None:
-    assert SOURCES.cycles() == set()
-    assert SOURCES.module_cycles() == set()
+    assert sources().cycles() == set()
+    assert sources().module_cycles() == set()
     assert not [path for path in PACKAGE.rglob("*.py") if re.search(r"^\s*from \.", path.read_text(), re.MULTILINE)]
 
 
@@ -159,7 +165,7 @@ def test_the_picture_has_every_package_and_its_arrows_are_imports() -> None:
     for room in picture.findall(".//{*}g"):
         if name := room.get("data-room"):
             heights[name] = float(room.findall("{*}rect")[0].get("y", ""))
-    packages = {SOURCES.package_of(module).removeprefix("memorysam_cli.") for module in SOURCES.paths}
+    packages = {sources().package_of(module).removeprefix("memorysam_cli.") for module in sources().paths}
     packages -= {"memorysam_cli", "engine", "data.datasets", "data.own"}
     assert set(heights) == packages, "the picture's rooms are not the packages"
     words = "".join(picture.getroot().itertext())
@@ -167,8 +173,8 @@ def test_the_picture_has_every_package_and_its_arrows_are_imports() -> None:
     files = {path.name for folder in (PACKAGE, PACKAGE / "engine") for path in folder.glob("[a-z]*.py")}
     assert files == set(re.findall(r"\w+\.py", words)), "the picture's files are not the layers' own"
     edges = {
-        (SOURCES.package_of(module), SOURCES.package_of(other))
-        for module, others in SOURCES.imports.items()
+        (sources().package_of(module), sources().package_of(other))
+        for module, others in sources().imports.items()
         for other in others
     }
     arrows = [path for path in picture.findall(".//{*}path") if path.get("data-from")]
