@@ -19,7 +19,11 @@ import hypothesis
 import pytest
 
 gc.disable()  # until all tests are collected
-for name in ("CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TQDM_DISABLE", "MEMORYSAM_DATA", "MEMORYSAM_DEBUG"):
+sys.dont_write_bytecode = False  # hundreds of processes are started; none need compile what another one has
+for name in (
+    "CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TQDM_DISABLE", "MEMORYSAM_DATA", "MEMORYSAM_DEBUG",
+    "PYTHONDONTWRITEBYTECODE",
+):  # fmt: skip
     os.environ.pop(name, None)
 os.environ |= {
     "COLUMNS": "120",
