@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -324,9 +325,8 @@ def _fitting(text: str, width: int, text_size: float) -> str:
     """The text, without its beginning if it is wider than ``width`` pixels, because scene ids differ at the end."""
     if _text_px(text, text_size) <= width:
         return text
-    while text and _text_px("..." + text, text_size) > width:
-        text = text[1:]
-    return "..." + text
+    cut = bisect_left(range(len(text)), True, key=lambda cut: _text_px("..." + text[cut:], text_size) <= width)
+    return "..." + text[cut:]
 
 
 def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float, ink: Color = INK) -> None:
