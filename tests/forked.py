@@ -1,7 +1,7 @@
 """The program's child processes, forked from one that has imported torch: each costs its work alone, and no imports.
 
-For all tests; those of how a child starts from nothing, and of what it is then confined to, use ``afresh``. Programs
-that tests start as processes of their own start their children as users' do.
+For all tests, and for programs that are forked here; those of how a child starts from nothing, and of what it is then
+confined to, use ``afresh``. Programs that tests start as processes of their own start their children as users' do.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import IO, Any
 
 from memorysam_cli.storage import children
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Without the Hub's client, which reads the environment as it is imported.
-CONTEXT.set_forkserver_preload(["tests.forked", "memorysam_cli.engine.measure.trials", "memorysam_cli.app"])
+# Of the Hub's client, which reads the environment as it is imported, only what takes longest.
+PRELOADED = ["tests.forked", "memorysam_cli.engine.measure.trials", "memorysam_cli.app", "httpx2", "filelock"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 LIMIT_S = 100
 honest_start = children.start
 """The program's own, of which :func:`start` is the stand-in."""
@@ -127,6 +128,8 @@ def main(arguments: list[str]) -> None:
     folder, code, *words = arguments
     os.chdir(folder)
     sys.argv[:] = ["-c", *words]
+    forkserver._forkserver.ensure_running = lambda: None  # it runs: this process is forked from it, as its children are
+    children.start = start  # type: ignore[assignment]
     exec(compile(code, "-c", "exec"), {"__name__": "__main__"})
 
 

@@ -20,6 +20,8 @@ import pytest
 from memorysam_cli.errors import EnvironmentFault, NetworkError
 from memorysam_cli.storage import hub
 
+from .. import forked
+
 Answers = Callable[[str], dict[str, object]]
 
 CONTENT = bytes(range(256)) * 40
@@ -94,7 +96,7 @@ def endpoint() -> Iterator[str]:
         yield address
 
 
-def start(endpoint: str, home: Path, **variables: str) -> subprocess.Popen[str]:
+def start(endpoint: str, home: Path, **variables: str) -> forked.Program:
     """Fetch in a process of its own, since the client reads its environment at import."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     ours = {
@@ -105,14 +107,11 @@ def start(endpoint: str, home: Path, **variables: str) -> subprocess.Popen[str]:
         "HF_HUB_DOWNLOAD_TIMEOUT": "20",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH], env=kept | ours | variables, stdout=subprocess.PIPE, text=True
-    )
+    return forked.Program(FETCH, environment=kept | ours | variables)
 
 
-def answer(process: subprocess.Popen[str]) -> dict[str, object]:
-    output, _ = process.communicate(timeout=60)
-    answer: dict[str, object] = json.loads(output)
+def answer(program: forked.Program) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(program.end().stdout)
     return answer
 
 
@@ -129,23 +128,23 @@ FAST, PATIENT = ("flip", "404", "401", "html", "offline"), ("500", "refused")
 @pytest.fixture(scope="module")
 def answers(endpoint: str, closed_port: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
     """Fetch from broken Hubs, all of a group at once: the patient ones give up only after 23 s of retries."""
-    processes: dict[str, subprocess.Popen[str]] = {}
+    programs: dict[str, forked.Program] = {}
     found: dict[str, dict[str, object]] = {}
 
     def of(mode: str) -> dict[str, object]:
-        if mode not in processes:
+        if mode not in programs:
             for other in FAST if mode in FAST else PATIENT:
                 url = closed_port if other == "refused" else f"{endpoint}/{other}"
                 offline = {"HF_HUB_OFFLINE": "1"} if other == "offline" else {}
-                processes[other] = start(url, tmp_path_factory.mktemp(other), **offline)
+                programs[other] = start(url, tmp_path_factory.mktemp(other), **offline)
         if mode not in found:
-            found[mode] = answer(processes[mode])
+            found[mode] = answer(programs[mode])
         return found[mode]
 
     yield of
-    for unread in processes.keys() - found.keys():
-        processes[unread].kill()
-        processes[unread].communicate()
+    for unread in programs.keys() - found.keys():
+        programs[unread].child.kill()
+        programs[unread].end()
 
 
 def test_a_good_file_arrives_and_a_warm_cache_needs_no_request(endpoint: str, closed_port: str, tmp_path: Path) -> None:
