@@ -92,7 +92,8 @@ def build() -> typer.Typer:
     """The whole command line. Commands import heavy modules only when they run."""
     app = typer.Typer(
         name="memorysam",
-        help="Multi-modal semantic segmentation with SAM 2's memory across the sensors of a scene.",
+        help="Multi-modal semantic segmentation with SAM 2's memory across the sensors of a scene. "
+        "Options and recipe keys call a sensor a modality.",
         epilog=_epilog(EXAMPLES),
         cls=OrderedGroup,
         invoke_without_command=True,

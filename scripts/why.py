@@ -83,9 +83,11 @@ def main(
     scenes = telling(data, alone, together)
     atomic.write_bytes(out, drawn(data, scenes, alone, together))
     texts = {
-        "figures": f"mIoU on {len(data.of_split(SPLIT))} unseen scenes: **{alone.miou:.1f} % with RGB alone, "
-        f"{together.miou:.1f} % with all four sensors**. The scenes are rendered, the network is the "
-        "demo's\nsmall one, trained for minutes on two CPU cores ([how it was measured](docs/demo.md)).",
+        "figures": f"mIoU over {len(data.info.classes)} classes on {len(data.of_split(SPLIT))} unseen scenes: "
+        f"**{alone.miou:.2f} % with RGB alone, {together.miou:.2f} % with all four sensors**. The scenes are\n"
+        "rendered; the demo's small network was pre-trained for hours on other rendered scenes, then trained for "
+        "minutes on two CPU\ncores ([how it was measured](docs/demo.md)). Above: of two conditions the scenes in which "
+        "the other sensors help most.",
         "commands": "\n".join(["```console", *commands(together.weights.parents[1], demo / "data"), "```"]),
     }
     page = readme.read_text(encoding="utf-8")
@@ -187,7 +189,7 @@ def commands(run: Path, data: Path) -> list[str]:
     """README's three commands, with the end of what each prints: of training from its log, of evaluation anew."""
     validated = re.findall(r"note: (step \d+: val mIoU .*)", (run / "train.log").read_text(encoding="utf-8"))
     return [
-        "$ memorysam prepare synthetic ./data     # or: prepare deliver, prepare folder",
+        "$ memorysam prepare synthetic ./data",
         "$ memorysam train --recipe demo",
         *validated[-2:],
         "$ memorysam evaluate --split test",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, WeightsFile, begin, refuse_taken
+from memorysam_cli.commands.options import Json, Quiet, Verbose, WeightsFile, begin, out_or, refuse_taken
 from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
@@ -23,7 +24,7 @@ EXAMPLES = [
 
 def card(
     file: WeightsFile,
-    out: OptionalOut = None,
+    out: Annotated[Path | None, out_or("it is printed")] = None,
     license: License = "apache-2.0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     json: Json = False,

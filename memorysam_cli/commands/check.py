@@ -38,7 +38,7 @@ def check(
             "--dataset", metavar="NAME", help="Which data set, if DATA holds several.", autocompletion=options.data_sets
         ),
     ] = None,
-    out: options.OptionalOut = None,
+    out: Annotated[Path | None, options.out_or("check-<data set>/")] = None,
     headers_only: HeadersOnly = False,
     max_pixels: MaxPixels = None,
     json: options.Json = False,

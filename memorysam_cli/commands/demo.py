@@ -10,13 +10,13 @@ import typer
 from memorysam_cli.commands import options
 
 EXAMPLES = [
-    ("demo", "into ./demo"),
+    ("demo", "into a new temporary folder"),
     ("demo --out /tmp/demo --scenes 60", "quicker"),
 ]
 
 
 def demo(
-    out: options.OptionalOut = None,
+    out: Annotated[Path | None, options.out_or("a new temporary folder")] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the scenes and of training.")] = 0,
     scenes: Annotated[int, typer.Option(min=40, metavar="N", help="How many scenes to render.")] = 240,
     overrides: options.Set = None,

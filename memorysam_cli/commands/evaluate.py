@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,7 +11,7 @@ from memorysam_cli.commands import options
 from memorysam_cli.errors import CheckFailedError, UsageError
 
 EXAMPLES = [
-    ("evaluate", "the best weights of the newest run, on val"),
+    ("evaluate", "the best weights of the newest finished run, on val"),
     ("evaluate --weights runs/latest/checkpoints/best.safetensors --split test --json", "for a script"),
     ("evaluate --modalities img,depth --tta", "fewer sensors, more views"),
     ("evaluate --robustness any", "all subsets of the sensors, the others dropped, and zeroed"),
@@ -57,7 +58,7 @@ def evaluate(
         int, typer.Option(min=0, max=100, metavar="N", help="Pictures of the N worst and N best scenes; 0: none.")
     ] = 4,
     strict: options.Strict = False,
-    out: options.OptionalOut = None,
+    out: Annotated[Path | None, options.out_or("<run>/evaluate/<split>/")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     compiled: options.Compile = False,

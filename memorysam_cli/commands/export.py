@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,12 +11,12 @@ import typer
 from memorysam_cli.commands.options import (
     Json,
     Modalities,
-    OptionalOut,
     Quiet,
     Verbose,
     WeightsFile,
     begin,
     names,
+    out_or,
     refuse_taken,
 )
 from memorysam_cli.errors import UsageError
@@ -49,7 +50,7 @@ def export(
         typer.Option("--dynamic", metavar="batch,size", help="What an ONNX file leaves open: any batch, any size."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="ONNX with float16 products: half the file size.")] = False,
-    out: OptionalOut = None,
+    out: Annotated[Path | None, out_or("beside the weights")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     json: Json = False,
     verbose: Verbose = False,

@@ -88,6 +88,11 @@ def recipe_must_exist(text: str | None) -> str | None:
     return text
 
 
+def out_or(otherwise: str) -> Any:
+    """``--out`` of a command that does without; ``otherwise`` says where its results go then."""
+    return typer.Option("--out", "-o", metavar="PATH", help=f"Where the results go; else {otherwise}.")
+
+
 def may_be_a_device(name: str) -> str:
     """The callback of ``--device``: a word that cannot be a device of any machine is refused before anything else is
     done."""
@@ -169,9 +174,7 @@ Data = Annotated[
         fault=DataError,
     ),
 ]
-_OUT = typer.Option("--out", "-o", metavar="PATH", help="Where the results go.")
-Out = Annotated[Path, _OUT]
-OptionalOut = Annotated[Path | None, _OUT]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where the results go.")]
 Weights = Annotated[
     Path | None,
     typer.Option(

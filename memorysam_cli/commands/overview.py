@@ -20,6 +20,8 @@ LOOKED_AT, SHOWN = 500, 5
 """Number of entries of a folder that are read, and number of those shown: the newest."""
 MOST_BYTES = 2_000_000
 """Largest size of a document; a larger one is not ours."""
+RECIPES = {"synthetic": "demo", "deliver": "deliver", "mcubes": "mcubes"}
+"""The shipped recipe for a data set; every other one is trained by the recipe that names none."""
 RUNS, MASKS, OURS = Path("runs"), Path("masks"), "memorysam"
 
 
@@ -69,10 +71,18 @@ def steps(root: Path, prepared: list[Prepared]) -> dict[str, str]:
     return {
         "prepare": preparing(root, prepared),
         "check": command("check", root),
-        "train": command("train", "--data", root),
+        "train": training(root, prepared),
         "evaluate": command("evaluate"),
         "predict": command("predict", root, "--out", MASKS),
     }
+
+
+def training(root: Path, prepared: list[Prepared]) -> str:
+    """The command to train on the first data set of a root."""
+    here = [each.name for each in prepared if each.root == str(root)]
+    recipe = RECIPES.get(here[0]) if here else None
+    words = ["--recipe", recipe] if recipe else ["--set", f"data.dataset={here[0]}"] if len(here) > 1 else []
+    return command("train", *words, "--data", root)
 
 
 def preparing(root: Path, prepared: list[Prepared]) -> str:

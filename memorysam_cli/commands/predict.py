@@ -20,7 +20,7 @@ SCENES = (
     "prepared below --data."
 )
 EXAMPLES = [
-    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "your own folders img/ and depth/"),
+    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "your own folders rgb/ and depth/"),
     (
         "predict ./data --out ./masks --split test --probabilities uint8 --threshold Sky=0.7",
         "a prepared data set, for other programs; unsure pixels are 255",
@@ -33,7 +33,7 @@ EXAMPLES = [
 def predict(
     scenes: Annotated[
         Path | None,
-        typer.Argument(metavar="[SCENES]", help=SCENES, show_default=False, callback=options.must_exist(DataError)),
+        typer.Argument(metavar="SCENES", help=SCENES, show_default=False, callback=options.must_exist(DataError)),
     ] = None,
     out: options.Out = Path("masks"),
     weights: options.Weights = None,

@@ -33,7 +33,7 @@ MaxExpand = Annotated[
 AllowCase = Annotated[
     bool, typer.Option("--allow-case", help="Unpack names that differ only in case, if the disk can store both.")
 ]
-Measure = Annotated[bool, typer.Option("--measure", help="Store each modality's mean, deviation and range over train.")]
+Measure = Annotated[bool, typer.Option("--measure", help="Store each sensor's mean, deviation and range over train.")]
 Named = list[str] | None
 app = typer.Typer(
     help="Render or check a data set and write its manifest. All other commands read the manifest.",

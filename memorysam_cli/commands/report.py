@@ -12,7 +12,7 @@ from memorysam_cli.errors import UsageError
 
 SCHEMA_VERSION = 1
 EXAMPLES = [
-    ("report --open", "the newest run, in the browser"),
+    ("report --open", "runs/latest, in the browser"),
     ("report runs/latest/evaluate/val --out val.html", "an evaluation, as an artifact"),
     ("report runs/a runs/b", "two runs, class by class"),
     ("report ./masks", "a prediction"),
@@ -23,13 +23,13 @@ def report(
     folder: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FOLDER [FOLDER]]",
+            metavar="FOLDER",
             help="Folder of a run, an evaluation or a prediction; two folders are compared.",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),
     ] = None,
-    out: options.OptionalOut = None,
+    out: Annotated[Path | None, options.out_or("report.html in the folder")] = None,
     is_opened: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     json: options.Json = False,
     verbose: options.Verbose = False,

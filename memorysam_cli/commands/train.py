@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -158,10 +159,10 @@ def _settle(run_start: RunStart, scenes: Manifest, accelerator: Accelerator) -> 
 
 
 def _advise(device: torch.device, recipe: Recipe) -> str | None:
-    """Advice on the precision; imported when a run starts, too."""
+    """Advice on what would be faster; imported when a run starts, too."""
     from memorysam_cli.engine.measure import rates
 
-    return rates.bf16_advice(device, recipe)
+    return rates.advice(device, recipe)
 
 
 def train(
@@ -177,7 +178,7 @@ def train(
         ),
     ] = None,
     data: options.Data = None,
-    out: options.OptionalOut = None,
+    out: Annotated[Path | None, options.out_or("runs/<recipe>-<date>-<id>/")] = None,
     overrides: options.Set = None,
     epochs: Epochs = None,
     lr: LearningRate = None,
@@ -210,10 +211,10 @@ def train(
 ) -> None:
     """Train a model from a recipe.
 
-    LoRA, OHEM and the SPMM, on SAM 2's memory across modalities. Without --recipe: the recipe `default`, on the one
-    data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best and last
-    weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues with --resume.
-    Options such as --batch and --seed are short for --set KEY=…. Under torchrun, exit.json has the exit code.
+    Trains LoRA, and SAM 2's memory and decoder, on all sensors of a scene. Without --recipe: the recipe `default`, on
+    the one data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best
+    and last weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues with
+    --resume. Options such as --batch and --seed are short for --set KEY=…. Under torchrun, exit.json has the exit code.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.data import manifest

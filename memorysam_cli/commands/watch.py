@@ -33,7 +33,7 @@ def watch(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN]",
+            metavar="RUN",
             help="The run's folder (else the active run, or runs/latest).",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),

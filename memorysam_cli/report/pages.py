@@ -236,7 +236,7 @@ def matrix_layout(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> d
     size = len(names)
     short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}…{name[-8:]}" for name in names]
     has_text = size <= MOST_WITH_TEXT
-    margin = 14 + round(7.2 * max(map(len, short)))
+    margin = 14 + round(7.2 * max(map(len, ["predicted →", *short])))
     cell = min(LARGEST_CELL, max(SMALLEST_CELL, (CARD_PX - margin - 10) // size)) if has_text else SMALLEST_CELL
     truth = [sum(row) for row in counts]
     cells = [

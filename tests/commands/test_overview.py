@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from memorysam_cli import recipe
+from memorysam_cli.commands import overview
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data.layout import MARKER
 
@@ -77,6 +79,27 @@ def test_what_is_prepared_in_a_folder_of_the_present_one_is_found_without_an_opt
     write("data/memorysam/own/dataset.json", {"counts": {"train": 3}})
     assert memorysam("--json").answer["next"] == "memorysam train --data data"  # the data root comes first
     assert "  own: 3 scenes\n" in memorysam().out
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["synthetic"], "--recipe demo"), (["deliver", "rig"], "--recipe deliver"),
+        (["back yard", "rig"], "--set 'data.dataset=back yard'"),
+    ],
+)  # fmt: skip
+def test_training_takes_the_recipe_of_the_data_set_and_names_it_among_several(
+    names: list[str], words: str, memorysam: Program
+) -> None:
+    for name in names:
+        write(f"data/memorysam/{name}/dataset.json", {"counts": {"train": 4}})
+    assert memorysam("--json").answer["next"] == f"memorysam train {words} --data data"
+
+
+def test_every_data_set_with_a_recipe_of_its_own_is_trained_by_one() -> None:
+    made_for = {name: recipe.load(name).data.dataset for name in recipe.shipped()}
+    assert overview.RECIPES.keys() == set(made_for.values()) - {recipe.AUTO}
+    assert all(made_for[name] == dataset for dataset, name in overview.RECIPES.items())
 
 
 def test_inside_the_data_root_it_is_called_by_a_dot(memorysam: Program) -> None:

@@ -43,7 +43,7 @@ def data(tmp_path: Path) -> Path:
     for sensor in ("images", "depth", "masks"):
         shutil.copytree(root / sensor, tmp_path / "rig" / sensor)
     for sensor in ("images", "depth"):
-        shutil.copytree(root / sensor, tmp_path / "data2" / sensor)
+        shutil.copytree(root / sensor, tmp_path / "rig2" / sensor)
     for number in range(3):
         for sensor, late in (("rgb", 0), ("ir", 5)):
             write(tmp_path / f"drive/{sensor}/{17e8 + number + late / 1000:.3f}.png", np.zeros((8, 8, 3), np.uint8))

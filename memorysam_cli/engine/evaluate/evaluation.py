@@ -364,26 +364,26 @@ def flattery(manifest: Manifest, data: recipe.Data, *, splits: Sequence[str]) ->
     Returns:
         A line per reason.
     """
-    unbiased = "a split that training never saw gives the unbiased figure"
     reasons = []
     for split in splits:
         if split == data.train_split:
-            reasons.append(f"'{split}' also trained these weights; {unbiased}")
-            continue
-        if split == data.selection_split:
-            reasons.append(f"'{split}' also chose these weights among the epochs, which flatters them; {unbiased}")
+            found = [f"'{split}' also trained these weights"]
         else:
-            reasons += _shared(manifest, split, data.selection_split, "chose these weights among the epochs", unbiased)
-        reasons += _shared(manifest, split, data.train_split, "trained these weights", unbiased)
+            chosen = "chose these weights among the epochs"
+            if split == data.selection_split:
+                found = [f"'{split}' also {chosen}"]
+            else:
+                found = _shared(manifest, split, data.selection_split, chosen)
+            found += _shared(manifest, split, data.train_split, "trained these weights")
+        optimistic = f"scores on '{split}' are too optimistic; use a split that training never saw"
+        reasons += [f"{each}; {optimistic}" for each in found]
     return reasons
 
 
-def _shared(manifest: Manifest, split: str, other: str, did: str, unbiased: str) -> list[str]:
-    """The message for labels that an evaluated split shares with another (in several data sets, val is the test
+def _shared(manifest: Manifest, split: str, other: str, did: str) -> list[str]:
+    """The reason for labels that an evaluated split shares with another (in several data sets, val is the test
     list)."""
     labels = {scene.label for scene in manifest.scenes if scene.split == other and scene.label is not None}
     scenes = [scene for scene in manifest.scenes if scene.split == split]
     count = sum(scene.label in labels for scene in scenes)
-    return [
-        f"'{split}' shares {count} of {counted(len(scenes), 'scene')} with '{other}', which {did}; {unbiased}"
-    ] * bool(count)
+    return [f"'{split}' shares {count} of {counted(len(scenes), 'scene')} with '{other}', which {did}"] * bool(count)

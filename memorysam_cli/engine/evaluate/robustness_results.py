@@ -197,7 +197,7 @@ def _figure(report: dict[str, Any]) -> bytes:
     }
     means = [level["average"]["miou"] for level in levels]
     labels = [_who(each) for each in levels[0]["sets"]]
-    return figures.failure_bars(bars, labels=labels, what="missing", means=means, title=title)
+    return figures.failure_bars(bars, labels=labels, what="missing sensors", means=means, title=title)
 
 
 def _drawn(report: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.measure.plain import Plain
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.registry import ENCODERS
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -154,13 +155,20 @@ def _estimates(
     return found
 
 
-def bf16_advice(device: torch.device, recipe: Recipe) -> str | None:
-    """How much faster bf16 should be if a GPU trains in fp32; None if there is nothing to report.
+def advice(device: torch.device, recipe: Recipe) -> str | None:
+    """What to change about a slow training: one of a published backbone on a CPU, or in fp32 on a GPU that has bf16;
+    None if there is nothing to report.
 
     Args:
         device: of the training.
         recipe: of the training.
     """
+    backbone = recipe.model.backbone
+    if device.type == "cpu" and ENCODERS.get(backbone).published is not None:
+        return (
+            f"on a CPU, {backbone} at {recipe.data.image_size} px can take days; for a trial: "
+            "--set model.backbone=nano --size 128 --epochs 5; hours: memorysam plan"
+        )
     if device.type != "cuda" or recipe.train.precision != "fp32" or not torch.cuda.is_bf16_supported():
         return None
     name = torch.cuda.get_device_name(device)

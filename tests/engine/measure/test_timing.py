@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.bench import Figures
 from memorysam_cli.engine.measure.rates import Rate, _products, matmul_rate
@@ -71,3 +72,22 @@ def _first_column(side: int) -> torch.Tensor:
     random = torch.Generator().manual_seed(side)
     left, right = (torch.randn(side, side, generator=random) for _ in range(2))
     return (left @ right.t())[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "backbone", "precision", "words"),
+    [
+        ("cpu", "sam2-hiera-tiny", "fp32", "on a CPU, sam2-hiera-tiny at 128 px can take days; for a trial: --set"),
+        ("cpu", "nano", "fp32", None),
+        ("cuda", "sam2-hiera-tiny", "fp32", "bf16 should be about 7.9 times as fast on NVIDIA H100 PCIe"),
+        ("cuda", "sam2-hiera-tiny", "bf16", None),
+    ],
+)
+def test_a_training_that_could_be_much_faster_is_told_how(
+    device: str, backbone: str, precision: str, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 PCIe")
+    recipe = recipes.load("demo", [f"model.backbone={backbone}", f"train.precision={precision}"])
+    advice = rates.advice(torch.device(device), recipe)
+    assert advice is None if words is None else advice is not None and words in advice
