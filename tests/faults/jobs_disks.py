@@ -19,7 +19,7 @@ from memorysam_cli import app
 from memorysam_cli.engine.train import checkpoints, start
 from memorysam_cli.storage import documents, images
 from tests import sketches
-from tests.faults import disks
+from tests.faults import bare, disks
 from tests.faults.naive import saving
 
 SETS = (
@@ -106,6 +106,7 @@ def warm(base: str) -> None:
     """Data, weights, and every import; once, before any fork."""
     torch.set_num_threads(1)
     sketches.use()
+    bare.use_least()
     place = Path(base)
     data = ["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "72"]
     assert app.run(data) == 0

@@ -9,8 +9,7 @@ import torch
 
 from memorysam_cli import app
 from memorysam_cli.engine.train import checkpoints
-from tests import sketches
-from tests.faults import disks
+from tests.faults import bare, disks
 
 STEPS = 4
 SETS = (
@@ -35,7 +34,8 @@ def predicting(base: Path, out: Path) -> list[str]:
 def warm(base: str) -> None:
     """Data and an uninterrupted run that keeps every checkpoint; the imports besides."""
     torch.set_num_threads(1)
-    sketches.use()
+    bare.use_least()
+    bare.draw_nothing()
     place = Path(base)
     assert app.run(["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "64", "-q"]) == 0
     assert app.run(training(place, place / "reference", "train.keep_checkpoints=99")) == 0

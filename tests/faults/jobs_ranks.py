@@ -25,7 +25,7 @@ from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.train.update import Learner
 from tests.engine.stand_ins import MODALITIES, Brightness, Plan, write_data
-from tests.faults import jobs_running
+from tests.faults import bare, jobs_running
 from tests.faults.jobs_running import line, spoil, typed
 from tests.faults.naive import ranks as naive
 
@@ -41,6 +41,7 @@ _TRAINED: list[Plan] = [(f"t/{number}", "train", None, None, (40, 48)) for numbe
 
 def warm(base: str) -> None:
     """As for one process; besides, data sets to score, and one that is not that of the other processes."""
+    bare.use_least()
     jobs_running.warm(base)
     write_data(Path(base) / "scored", _SCORED)
     write_data(Path(base) / "fewer", [*_TRAINED[:2], _SCORED[0]])

@@ -27,8 +27,8 @@ from memorysam_cli.losses import ohem
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import documents
-from tests import sketches
 from tests.engine.stand_ins import Plan, write_data
+from tests.faults import bare
 from tests.faults.naive import stopping
 
 EPOCH = 3
@@ -70,7 +70,7 @@ def line(base: Path, run: Path, *sets: str) -> list[str]:
 def warm(base: str) -> None:
     """Data, a recipe, all imports, and a network that a child takes instead of making the same again."""
     torch.set_num_threads(1)
-    sketches.use()
+    bare.draw_nothing()
     place = Path(base)
     write_data(place / "data", _PLANS)
     (place / "small.yaml").write_text(recipe_of().to_yaml())

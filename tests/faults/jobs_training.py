@@ -6,7 +6,6 @@ import contextlib
 import resource
 import signal
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,13 +21,13 @@ from memorysam_cli.model import Segmenter
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from tests import sketches
 from tests.engine.stand_ins import Plan, write_data
+from tests.faults import bare
 from tests.faults.naive import training as naive
 
 UPDATES, STEPS = 2, 3
 """Updates of an epoch, and in all: the run ends within its second epoch."""
-_PLANS: list[Plan] = [(f"t/{number}", "train", None, None, (40, 48)) for number in range(2 * UPDATES)]
+_PLANS: list[Plan] = [(f"t/{number}", "train", None, None, (40, 48)) for number in range(UPDATES)]
 _PLANS += [("v/0", "val", None, None, (40, 48))]
 _networks: list[Segmenter] = []
 """A network on its base weights, for a child to take instead of making the same once more."""
@@ -46,9 +45,7 @@ def recipe_of(*, workers: int) -> Recipe:
             },
             "spmm": {"variant": "paper", "weight": 1.0},
             "optim": {"lr": 1e-3, "warmup_epochs": 1},
-            "train": {
-                "epochs": 2, "max_steps": STEPS, "batch": 1, "accumulate": 2, "seed": 5, "checkpoint_steps": 1,
-            },
+            "train": {"epochs": 2, "max_steps": STEPS, "batch": 1, "seed": 5, "checkpoint_steps": 1},
         },
         where="test",
     )  # fmt: skip
@@ -57,7 +54,7 @@ def recipe_of(*, workers: int) -> Recipe:
 def warm(base: str) -> None:
     """Write the data and run whole trainings once, so that a child has nothing left to import."""
     torch.set_num_threads(1)
-    sketches.use()
+    bare.draw_nothing()
     write_data(Path(base) / "data", _PLANS)
     console.setup(verbosity=console.QUIET)
     for way in ("ours", "naive"):
@@ -97,7 +94,6 @@ def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator
     """
     planned = start.plan(recipe, out=out, resume=start.AUTO)
     trainer = Trainer(recipe, manifest, accelerator=accelerator, is_resumed=planned.checkpoint is not None)
-    _draw_nothing(trainer)
     if planned.checkpoint is not None:
         trainer.refuse_other(planned.checkpoint)
     with contextlib.ExitStack() as stack:
@@ -105,9 +101,3 @@ def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator
             start.begin(planned, accelerator, checkpoint_bytes=start.checkpoint_bytes(trainer.learner))
         )
         trainer.fit(run, resume=planned.checkpoint)
-
-
-def _draw_nothing(trainer: Any) -> None:
-    """Pictures take most of such a small training's time, and nothing is learned from them."""
-    trainer.validation.draw = lambda *_, **__: None
-    trainers.draw_first_batch = lambda *_: None

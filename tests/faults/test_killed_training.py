@@ -25,8 +25,9 @@ FORKS = "tests.faults.jobs_training:run"
 RUNS = 50
 KILLS = 200
 KILLS_EACH = KILLS // RUNS
-SHARE = 0.5
-"""A kill comes within this share of the time that an unkilled run takes: few runs are through before their last one."""
+SHARE, PLAIN_SHARE = 0.5, 1.0
+"""A kill comes within this share of the time that an unkilled run takes: few runs are through before their last one.
+Plain trainings save for the first time when a third of theirs is over."""
 EARLY, EARLY_SHARE = 0.5, 0.05
 """So many of the kills of a run that has not begun come within this share instead: a first save is soon there."""
 CUTS, FIRST_CUT = 0.1, 0.3
@@ -77,7 +78,7 @@ class Ordeal:
         is_cut = not is_spared and rng.random() < (CUTS if self.counts["cuts"] else FIRST_CUT)
         limit = rng.randrange(1, self.largest) if is_cut else None
         is_early = not out.exists() and rng.random() < EARLY
-        share = EARLY_SHARE if is_early else SHARE
+        share = EARLY_SHARE if is_early else SHARE if self.way == "ours" else PLAIN_SHARE
         due = None if is_cut or is_spared else rng.uniform(0, share * self.seconds)
         before = set(out.rglob(".*.tmp-*"))  # an earlier kill's
         ended = self.forks.run(self.way, str(self.base), str(out), workers, limit, kill_after=due)
@@ -131,6 +132,12 @@ def unkilled(forks: Forks, base: Path, way: str, *, workers: int = 0) -> tuple[P
     return out, ended.seconds
 
 
+@pytest.fixture(scope="module")
+def plain(forks: Forks, base: Path) -> tuple[Path, float]:
+    """What the plain trainings leave, which are alike until they are killed, and their seconds."""
+    return unkilled(forks, base, "careful")
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kills_at_any_moment_change_not_a_bit(
@@ -161,10 +168,10 @@ def test_kills_at_any_moment_change_not_a_bit(
 
 @pytest.mark.parametrize("way", ["naive", "forgetful"])
 def test_the_same_kills_find_a_naive_training_out(
-    way: str, forks: Forks, base: Path, rng: random.Random, figures: Figures
+    way: str, plain: tuple[Path, float], forks: Forks, base: Path, rng: random.Random, figures: Figures
 ) -> None:
     """One that saves in place, which a kill within a save tears; one that forgets the random numbers."""
-    whole, seconds = unkilled(forks, base, way)
+    whole, seconds = plain
     ordeal = Ordeal(forks, base, way, seconds, (whole / "last.pt").stat().st_size)
     lost = runs = 0
     while not lost and runs < NAIVE_RUNS:
@@ -177,12 +184,12 @@ def test_the_same_kills_find_a_naive_training_out(
 
 
 def test_the_same_kills_do_no_harm_to_a_plain_training_that_is_careful(
-    forks: Forks, base: Path, rng: random.Random, figures: Figures
+    plain: tuple[Path, float], forks: Forks, base: Path, rng: random.Random, figures: Figures
 ) -> None:
     """What finds the naive ones out is their carelessness, not the way they are killed, begun again and compared."""
-    whole, seconds = unkilled(forks, base, "careful")
+    whole, seconds = plain
     ordeal = Ordeal(forks, base, "careful", seconds, (whole / "last.pt").stat().st_size)
-    runs = amount(5, soak=50, few=2)
+    runs = amount(5, soak=50, few=1)
     for number in range(runs):
         out = base / f"careful-{number}"
         assert ordeal.undergo(out, rng) is None and weights_of(out) == weights_of(whole)
