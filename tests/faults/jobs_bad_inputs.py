@@ -14,9 +14,9 @@ data: {dataset: tiny, modalities: [img, depth], image_size: 32, workers: 0}
 model: {backbone: nano, base_weights: random}
 spmm: {variant: paper, weight: 1}
 optim: {lr: 1e-3, warmup_epochs: 0}
-train: {epochs: 3, batch: 1, checkpoint_minutes: 1e-6}
+train: {epochs: 3, batch: 1, checkpoint_minutes: 1e-6, validate_every: 3}
 """
-"""Three updates of one scene each, a checkpoint after each."""
+"""Three updates of one scene each, a checkpoint after each; one validation."""
 PHOTOS = {"kitchen/a": (41, 57), "cellar/a": (64, 48)}
 """Scenes that nobody has prepared: place and size."""
 
@@ -54,7 +54,9 @@ def warm(template: str) -> None:
 def run(folder: str, stdout: str, variables: dict[str, str], arguments: list[str], file_limit: int) -> int:
     """The program, in a child: as ``main`` does it, with a stdout of its own."""
     from memorysam_cli import app
+    from tests import sketches
 
+    sketches.use()
     os.environ.update(variables)
     os.chdir(folder)
     os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)

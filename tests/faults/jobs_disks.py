@@ -23,8 +23,8 @@ from tests.faults import bare, disks
 from tests.faults.naive import saving
 
 SETS = (
-    "model.backbone=nano", "model.base_weights=random", "data.image_size=64", "data.workers=0", "train.batch=2",
-    "train.max_steps=3", "train.checkpoint_minutes=1e-9",
+    "model.backbone=nano", "model.base_weights=random", "data.image_size=32", "data.workers=0", "train.batch=2",
+    "train.max_steps=2", "train.checkpoint_minutes=1e-9",
 )  # fmt: skip
 KEPT = "a file of the user's"
 LARGE = 1 << 30
@@ -76,7 +76,7 @@ def scores(disk: Path) -> Any:
 
 COMMANDS = {
     "synthetic": Command(
-        lambda base: ["prepare", "synthetic", str(base / "disk" / "root"), "--scenes", "8", "--size", "64"],
+        lambda base: ["prepare", "synthetic", str(base / "disk" / "root"), "--scenes", "5", "--size", "64"],
         lambda disk: digests(disk, "*.png"),
     ),
     "train": Command(training, lambda disk: digests(disk, "best.safetensors"), broken_checkpoints),
@@ -108,7 +108,7 @@ def warm(base: str) -> None:
     sketches.use()
     bare.use_least()
     place = Path(base)
-    data = ["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "72"]
+    data = ["prepare", "synthetic", str(place / "data"), "--scenes", "6", "--size", "72"]
     assert app.run(data) == 0
     (place / "disk").mkdir()
     assert app.run([*training(place), "--set", "train.max_steps=1"]) == 0

@@ -10,6 +10,7 @@ import torch
 from memorysam_cli import app
 from memorysam_cli.engine.train import checkpoints
 from tests.faults import bare, disks
+from tests.faults.scale import SOAK
 
 STEPS = 4
 SETS = (
@@ -25,21 +26,21 @@ def training(base: Path, run: Path, *more: str, steps: int = STEPS) -> list[str]
     return [*line, *sets]
 
 
-def predicting(base: Path, out: Path) -> list[str]:
-    """The line that predicts all scenes with the reference's weights."""
-    weights = base / "reference" / "checkpoints" / "best.safetensors"
+def predicting(base: Path, out: Path, run: str = "reference") -> list[str]:
+    """The line that predicts all scenes with the weights of a run."""
+    weights = base / run / "checkpoints" / "best.safetensors"
     return ["predict", str(base / "data" / "mini-deliver"), "-w", str(weights), "--out", str(out), "--workers", "0"]
 
 
 def warm(base: str) -> None:
-    """Data and an uninterrupted run that keeps every checkpoint; the imports besides."""
+    """Data, and whatever training and predicting import."""
     torch.set_num_threads(1)
     bare.use_least()
-    bare.draw_nothing()
+    bare.draw_nothing(unless=SOAK)  # which kills there, too
     place = Path(base)
     assert app.run(["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "64", "-q"]) == 0
-    assert app.run(training(place, place / "reference", "train.keep_checkpoints=99")) == 0
-    assert app.run(predicting(place, place / "predicted")) == 0
+    assert app.run(training(place, place / "warm", steps=1)) == 0
+    assert app.run(predicting(place, place / "warm-out", run="warm")) == 0
 
 
 def run(line: list[str], most_bytes: int | None, is_trusting: bool = False) -> None:

@@ -30,6 +30,7 @@ from memorysam_cli.storage import documents
 from tests.engine.stand_ins import Plan, write_data
 from tests.faults import bare
 from tests.faults.naive import stopping
+from tests.faults.scale import SOAK
 
 EPOCH = 3
 """Updates of an epoch."""
@@ -70,7 +71,7 @@ def line(base: Path, run: Path, *sets: str) -> list[str]:
 def warm(base: str) -> None:
     """Data, a recipe, all imports, and a network that a child takes instead of making the same again."""
     torch.set_num_threads(1)
-    bare.draw_nothing()
+    bare.draw_nothing(unless=SOAK)  # which kills there, too
     place = Path(base)
     write_data(place / "data", _PLANS)
     (place / "small.yaml").write_text(recipe_of().to_yaml())
