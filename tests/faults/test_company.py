@@ -141,6 +141,6 @@ def test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end(here: Path)
             break
         time.sleep(0.02)
     seen = (here / "runs/new/metrics.jsonl").read_text().count('"loss"')
-    until_step(here / "runs/new", seen + 8, process)
+    until_step(here / "runs/new", seen + 3, process)
     err = stopped(process, here, signal.SIGTERM, code=143)
     assert re.search(r"memorysam: warning: .*rain/train/", err), err
