@@ -11,6 +11,7 @@ from torch import nn
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.measure import count
@@ -18,19 +19,22 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train import start as starting
 from memorysam_cli.engine.train.endings import TrainingResult
+from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.engine.train.update import Average
 from memorysam_cli.model import read_card
 from memorysam_cli.model.weights import load, read
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import console
 
 from .test_learner import batch_of, learner_of, nan
-from .test_trainer import changed, gone_on, start, state_of, without_clock
+from .test_trainer import accelerator, changed, gone_on, start, state_of, without_clock
 
 
 @pytest.fixture(scope="module")
 def rich(small: Recipe) -> Recipe:
-    """The small recipe with weights of classes that are counted, smoothing, all further losses, and an average."""
+    """Two updates with weights of classes that are counted, smoothing, all further losses, and an average."""
     content = small.model_dump(mode="json")
+    content["train"] |= {"max_steps": 2, "checkpoint_steps": 1}
     content["optim"] |= {"ema": 0.6}
     content["ohem"] |= {"class_weights": "inverse", "label_smoothing": 0.1}
     return recipes.parse(content | {"losses": {"dice": {}, "lovasz": {}, "focal": {}}}, where="test")
@@ -39,7 +43,9 @@ def rich(small: Recipe) -> Recipe:
 @pytest.fixture(scope="module")
 def whole(rich: Recipe, rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """A whole run, for reading only."""
-    return start(rich, rendered, tmp_path_factory.mktemp("rich") / "whole")
+    run = run_folder.create(rich, tmp_path_factory.mktemp("rich") / "whole")
+    with console.log_to(run.log):
+        return Trainer(rich, rendered, accelerator=accelerator()).fit(run)
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(
@@ -50,18 +56,15 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(
     assert without_clock(RunFolder(run)) == without_clock(RunFolder(whole.run))
 
 
-def test_weights_are_counted_once_and_stored_with_what_was_trained(
-    rich: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = start(changed(rich, "train", max_steps=1), rendered, tmp_path / "run")
-    pixels = read_card(result.last).dataset.class_pixels["train"]
+def test_weights_are_counted_once_and_stored_with_what_was_trained(whole: TrainingResult, rendered: Manifest) -> None:
+    pixels = read_card(whole.last).dataset.class_pixels["train"]
     assert sum(pixels) <= len(rendered.of_split("train")) * 72**2 and max(pixels) > 0
-    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    path, _ = checkpoints.newest_valid(whole.run / "checkpoints")
     assert path is not None
     stored = checkpoints.read(path).optimizer["ohem/class_weights"]
     raw = torch.tensor([1 / each if each else 0 for each in pixels], dtype=torch.float64)
     torch.testing.assert_close(stored, (raw * (raw > 0).sum() / raw.sum()).float())
-    assert f"class weights: {rendered.info.classes[0]} {float(stored[0]):.3g}, " in capsys.readouterr().err
+    assert f"class weights: {rendered.info.classes[0]} {float(stored[0]):.3g}, " in RunFolder(whole.run).log.read_text()
 
 
 def test_an_average_by_hand() -> None:
@@ -134,14 +137,14 @@ def test_a_run_that_gets_no_better_ends_well_and_can_be_continued(
     small: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights that do not move score the same: nothing is better than the first validation."""
-    still = changed(changed(small, "optim", lr=1e-30), "train", epochs=5, patience=2, batch=10)
+    still = changed(changed(small, "optim", lr=1e-30), "train", epochs=4, patience=2, batch=10)
     result = start(still, rendered, tmp_path / "run")
     assert (result.steps, result.best_step, result.ended_early) == (3, 1, True)
-    told = "ends after epoch 3 of 5: none of the last 2 validations was better (train.patience)"
+    told = "ends after epoch 3 of 4: none of the last 2 validations was better (train.patience)"
     assert told in capsys.readouterr().err
     path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     again = start(still, rendered, tmp_path / "run", resume=path)
     assert (again.steps, again.ended_early) == (3, True) and told in capsys.readouterr().err
     on = start(changed(still, "train", patience=None), rendered, tmp_path / "run", resume=path)
-    assert (on.steps, on.best_step, on.ended_early) == (5, 1, False)
+    assert (on.steps, on.best_step, on.ended_early) == (4, 1, False)
     assert "was better" not in capsys.readouterr().err

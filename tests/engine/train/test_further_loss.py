@@ -39,8 +39,8 @@ from memorysam_cli.storage import documents
 from ... import forked
 from ...extending.conftest import Ended
 from ...losses.conftest import side_by_side
-from .test_learner import batch_of, gradients_of, learner_of, nan, part
-from .test_trainer import accelerator, changed, gone_on, start, state_of, without_clock
+from .test_learner import batch_of, learner_of, learnt, nan, part
+from .test_trainer import accelerator, changed, copied, gone_on, start, state_of, without_clock
 
 WHOLE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
 PAGE = WHOLE.partition("\n## A loss\n")[2].partition("\n## ")[0]
@@ -51,11 +51,18 @@ EVEN = ((0, 2, 4), (0, 1, 2, 3, 4))
 """Cuts of four scenes into batches of one size."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def taught(small: Recipe) -> Recipe:
     """The small recipe, with both losses of the page."""
     losses = {"z_loss": {"weight": 0.01}, "drift": {"weight": 0.5}}
     return recipes.parse(small.model_dump(mode="json") | {"losses": losses}, where="test")
+
+
+@pytest.fixture(scope="module")
+def whole(taught: Recipe, rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two updates, for reading only."""
+    recipe = changed(taught, "train", epochs=1, checkpoint_steps=1)
+    return start(recipe, rendered, tmp_path_factory.mktemp("taught") / "whole").run
 
 
 class Terminal(io.StringIO):
@@ -151,7 +158,7 @@ def test_a_term_is_seen_everywhere(
     monkeypatch.setenv("COLUMNS", "160")
     for name in ("CI", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
-    taught = changed(taught, "train", epochs=1)
+    taught = changed(taught, "train", max_steps=1)
     run = run_folder.create(taught, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
@@ -192,39 +199,38 @@ def test_accumulated_batches_are_one_large_batch(cuts: tuple[int, ...], taught: 
     parts = [part(whole, slice(*pair)) for pair in itertools.pairwise(cuts)]
     one, many = learner_of(taught, rendered), learner_of(taught, rendered)
     for _ in range(2):  # the second time there is a mean to drift from
-        wanted, found = gradients_of(one, [whole]), gradients_of(many, parts)
-        assert wanted.keys() == found.keys()
+        (terms, wanted), (found_terms, found) = learnt(one, [whole]), learnt(many, parts)
+        assert wanted.keys() == found.keys() and found_terms == pytest.approx(terms, rel=1e-4)
         for name, gradient in wanted.items():
             scale = float(gradient.abs().max())
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale + 1e-8, msg=name)
-    large, small = one.learn([whole], rate=1e-3), many.learn(parts, rate=1e-3)
-    assert small.terms == pytest.approx(large.terms, rel=1e-4)
-    assert small.loss == pytest.approx(large.loss, rel=1e-5)
+    assert terms["drift"] > 0
     torch.testing.assert_close(many.objective.state(), one.objective.state(), rtol=1e-5, atol=1e-7)
 
 
-def test_a_resumed_run_ends_bit_for_bit_the_same(taught: Recipe, rendered: Manifest, tmp_path: Path) -> None:
-    taught = changed(taught, "train", epochs=1, checkpoint_steps=1)
-    whole = start(taught, rendered, tmp_path / "whole")
-    path = checkpoints.path_of(whole.run / "checkpoints", 1)
+def test_a_resumed_run_ends_bit_for_bit_the_same(
+    whole: Path, taught: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    path = checkpoints.path_of(whole / "checkpoints", 1)
     assert float(checkpoints.read(path).optimizer["drift/mean"].abs().sum()) > 0
-    run = gone_on(taught, rendered, whole.run, tmp_path)
-    torch.testing.assert_close(state_of(run), state_of(whole.run), rtol=0, atol=0)
-    assert without_clock(RunFolder(run)) == without_clock(RunFolder(whole.run))
+    run = gone_on(changed(taught, "train", epochs=1, checkpoint_steps=1), rendered, whole, tmp_path)
+    torch.testing.assert_close(state_of(run), state_of(whole), rtol=0, atol=0)
+    assert without_clock(RunFolder(run)) == without_clock(RunFolder(whole))
 
 
-def test_a_run_cannot_be_resumed_by_other_losses(taught: Recipe, rendered: Manifest, tmp_path: Path) -> None:
-    start(changed(taught, "train", max_steps=1), rendered, tmp_path / "run")
-    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
-    assert path is not None
+def test_a_run_cannot_be_resumed_by_other_losses(
+    whole: Path, taught: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    taught = changed(taught, "train", epochs=1, checkpoint_steps=1)
+    run, path = copied(whole, tmp_path)
     less = taught.model_copy(update={"losses": {"z_loss": taught.losses["z_loss"]}})
     with pytest.raises(UsageError, match=r"losses\.drift\.weight was 0\.5, is None"):
-        start(less, rendered, tmp_path / "run", resume=path)
+        start(less, rendered, run, resume=path)
     state = checkpoints.read(path)
     lost = {name: value for name, value in state.optimizer.items() if name != "drift/mean"}
     bad = checkpoints.write(tmp_path / "bad", replace(state, optimizer=lost), keep=2)
     with pytest.raises(WeightsError, match="its optimizer is not of this network"):
-        start(taught, rendered, tmp_path / "run", resume=bad)
+        start(taught, rendered, run, resume=bad)
 
 
 def test_what_a_loss_keeps_is_undone_with_an_update_that_is_not_finite(taught: Recipe, rendered: Manifest) -> None:

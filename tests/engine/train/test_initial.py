@@ -143,7 +143,7 @@ def test_one_sensor_more_or_less(trained: Path, small: Recipe, rendered: Manifes
     save(network, tmp_path / "alone.safetensors")
     several, plain = network_of(small, rendered), own_tensors(network_of(small, rendered))
     found = initial.load_initial(several, str(tmp_path / "alone.safetensors"))
-    memory = [name for name in plain if name not in own_tensors(network)]
+    memory = plain.keys() - own_tensors(network).keys()
     for name, tensor in own_tensors(several).items():
         torch.testing.assert_close(tensor, plain[name] if name in memory else state[name], rtol=0, atol=0)
     assert found.fresh == len(memory) > 10

@@ -12,7 +12,7 @@ from memorysam_cli.data import decode
 from memorysam_cli.data.loader import Batch, LeftOut
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.train import checkpoints, loop
+from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.endings import Quarantine
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
@@ -65,9 +65,9 @@ def bad_scene(rendered: Manifest, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 def test_others_stand_in_for_a_bad_scene_and_the_laws_hold(
     bad_scene: str, small: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = changed(small, "data", max_bad=0.1)
+    recipe = changed(changed(small, "data", max_bad=0.1), "train", epochs=1, checkpoint_steps=1)
     result = start(recipe, rendered, tmp_path / "whole")
-    assert (result.left_out, result.steps, result.scenes) == (1, 4, 20)
+    assert (result.left_out, result.steps, result.scenes) == (1, 2, 10)
     assert all(law["holds"] for law in result.laws.values())
     assert [row["scene"] for row in documents.read_json_lines(result.run / "quarantine.jsonl")] == [bad_scene]
     assert "1 training scene was unreadable and replaced by others" in capsys.readouterr().err
@@ -86,6 +86,5 @@ def test_without_leave_the_first_bad_scene_ends_the_run_and_what_was_learnt_is_k
     learnt = [row["step"] for row in documents.read_json_lines(tmp_path / "run" / "metrics.jsonl")]
     assert checkpoints.read_header(found).position.step == max(learnt, default=0)
     monkeypatch.undo()  # the file is fixed
-    assert (
-        loop.Trainer(recipe, rendered, accelerator=accelerator()).fit(RunFolder(tmp_path / "run"), resume=found).resumed
-    )
+    again = start(changed(recipe, "train", max_steps=len(learnt) + 1), rendered, tmp_path / "run", resume=found)
+    assert again.resumed and again.steps == len(learnt) + 1

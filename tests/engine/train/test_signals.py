@@ -138,7 +138,14 @@ def start(script: str, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM], ids=lambda each: each.name
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGHUP, signal.SIGALRM)),
+    ],
+    ids=lambda each: each.name,
 )
 def test_the_second_signal_ends_even_a_process_that_waits_for_ever(number: signal.Signals) -> None:
     with start(STUCK, "0.2") as process:
