@@ -25,12 +25,11 @@ KINDS = {
     "rslora": Lora(rslora=True, rank=8),
     "dora": Lora(dora=True),
 }
-TELLING = {"plain", "dora", "dropout"}
-"""Kinds of LoRA that are always tried; the others take the same ways."""
 
 
-def some_of(*kinds: str) -> list[Any]:
-    return [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in TELLING)) for kind in kinds]
+def some_of(*kinds: str, telling: set[str]) -> list[Any]:
+    """Those that tell are always tried; the others take the same ways."""
+    return [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in telling)) for kind in kinds]
 
 
 def build(backbone: str = "nano") -> Hiera:
@@ -77,8 +76,14 @@ def many_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hiera, "CACHED", 70)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("backbone", ["nano", "sam2-hiera-tiny"])
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        *(("nano", size) for size in SIZES),
+        *(pytest.param("sam2-hiera-tiny", size, marks=[pytest.mark.slow] * (size != SIZES[2])) for size in SIZES),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_every_stage_equals_sam2_s(backbone: str, size: tuple[int, int]) -> None:
     trunk, frames = build(backbone), images(2, *size)
@@ -131,7 +136,7 @@ def test_bfloat16_is_as_near_to_float32_as_sam2_s_own() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES[:2], ids=str)
-@pytest.mark.parametrize("kind", some_of(*KINDS))
+@pytest.mark.parametrize("kind", some_of(*KINDS, telling={"plain", "dora"}))
 def test_gradients_equal_sam2_s(kind: str, size: tuple[int, int]) -> None:
     trunk, frames = adapted(KINDS[kind]), images(2, *size)
     with without_onednn():
@@ -167,7 +172,7 @@ def test_gradients_reach_the_images() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", some_of(*KINDS, "dropout"))
+@pytest.mark.parametrize("kind", some_of(*KINDS, "dropout", telling={"dora", "dropout"}))
 def test_the_saver_changes_no_bit(kind: str) -> None:
     trunk, frames = adapted(KINDS.get(kind, Lora(dropout=0.3))), images(2, 128, 96)
     results = []

@@ -52,10 +52,14 @@ class Golden:
         state["sam.sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(object_score_bias)
         return state
 
-    def network(self, object_score_bias: float) -> MemorySAM:
-        """Hiera tiny with those weights imported, LoRA unmerged, in eval mode."""
+    def empty(self) -> MemorySAM:
         network = MemorySAM(build_sam2("sam2-hiera-tiny", tokens=25), classes=25)
         add_lora(network.sam.image_encoder.trunk, Lora())
+        return network
+
+    def network(self, object_score_bias: float) -> MemorySAM:
+        """Hiera tiny with those weights imported, LoRA unmerged, in eval mode."""
+        network = self.empty()
         network.load_state_dict(from_reference(self.state(object_score_bias)))
         return network.eval()
 
@@ -77,7 +81,7 @@ def golden() -> Golden:
     return Golden()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dataset() -> DatasetInfo:
     """Three classes, three sensors."""
     return DatasetInfo(
@@ -93,7 +97,7 @@ def dataset() -> DatasetInfo:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Recipe:
     """Nano on random base weights."""
     return Recipe(

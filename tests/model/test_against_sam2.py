@@ -86,13 +86,16 @@ def test_equals_track_step_for_one_to_four_frames_with_open_and_closed_gates(bac
     generator = torch.Generator().manual_seed(5)
     scene = [torch.randn(1, 3, size, size, generator=generator) for _ in range(4)]
     encoded: dict[int, Any] = {}  # the gate comes after the encoder
+    ours.sam.load_state_dict(state)  # the same names and shapes, nothing missing and nothing extra
+    with torch.no_grad():
+        pool = ours.encode(scene)
     for is_open in (True, False):
         state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(9.0 if is_open else -9.0)
         theirs.load_state_dict(state)
-        ours.sam.load_state_dict(state)  # the same names and shapes, nothing missing and nothing extra
+        ours.sam.load_state_dict(state)
         for count in range(1, 5):
             with torch.no_grad():
-                output = ours(scene[:count])
+                ((_, output),) = ours.outputs(pool, [range(count)])
             wanted = track(theirs, scene[:count], encoded)
             found = output.logits + output.gate_shift
             assert bool((output.gate_shift == 0).all()) == is_open
@@ -105,13 +108,16 @@ def test_without_the_object_gate_every_score_counts_as_positive() -> None:
     state = random_state(ours.sam)
     generator = torch.Generator().manual_seed(7)
     scene = [torch.randn(1, 3, 128, 128, generator=generator) for _ in range(3)]
+    ours.sam.load_state_dict(state)
+    with torch.no_grad():
+        pool = ours.encode(scene)
     outputs = []
     for gate, bias in ((True, 99.0), (False, -99.0), (True, -99.0)):
         state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(bias)
         ours.sam.load_state_dict(state)
         ours.object_gate = gate
         with torch.no_grad():
-            outputs.append(ours(scene))
+            outputs.extend(output for _, output in ours.outputs(pool, [range(3)]))
     torch.testing.assert_close(tuple(outputs[0]), tuple(outputs[1]), rtol=0, atol=0)
     assert float(outputs[2].gate_shift) == -1024
 
@@ -124,9 +130,9 @@ def test_a_half_closed_gate_reaches_pointer_and_spatial_embedding() -> None:
     theirs.load_state_dict(state)
     generator = torch.Generator().manual_seed(6)
     scene = [torch.randn(2, 3, 128, 128, generator=generator) for _ in range(3)]
-    scores = []
+    scores, encoded = [], {}
     hook = theirs.sam_mask_decoder.pred_obj_score_head.register_forward_hook(lambda *call: scores.append(call[2]))
-    track(theirs, scene)
+    track(theirs, scene, encoded)
     hook.remove()
     # Shift the score so that the first frame opens for one sample and stays shut for the other.
     state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] -= scores[0].mean()
@@ -136,5 +142,5 @@ def test_a_half_closed_gate_reaches_pointer_and_spatial_embedding() -> None:
         output = ours(scene)
     shares = output.gate_shift.flatten() / -1024
     assert len(set(shares.tolist())) == 2, "the gate must differ between the samples"
-    wanted = track(theirs, scene)
+    wanted = track(theirs, scene, encoded)
     assert ((output.logits + output.gate_shift) - wanted).abs().max() / wanted.abs().max() < 1e-5

@@ -14,6 +14,7 @@ import torch
 from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.weights.exchange import import_reference
@@ -35,20 +36,30 @@ CASES = [
 ]
 
 
-def upstream(backbone: str, size: int) -> Upstream:
+def upstream(backbone: str, size: int) -> tuple[Upstream, dict[str, Tensor]]:
+    """The network, and its weights."""
     version, _, name = backbone.partition("-hiera-")
     config = compose(
         config_name=f"configs/{version}/{version}_hiera_{SHORT[name]}.yaml", overrides=[f"++model.image_size={size}"]
     )
     OmegaConf.resolve(config)
-    return Upstream(instantiate(config.model, _recursive_=True), tokens=25, rank=4).eval()
+    network = Upstream(instantiate(config.model, _recursive_=True), tokens=25, rank=4).eval()
+    state = drawn({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
+    network.load_state_dict(state)
+    return network, state
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Upstream, dict[str, Tensor]]:
+    """For reading only."""
+    return upstream("sam2-hiera-tiny", 128)
 
 
 @pytest.mark.parametrize(("backbone", "size"), CASES)
-def test_imported_weights_give_what_sam2_s_own_code_gives(backbone: str, size: int, tmp_path: Path) -> None:
-    theirs = upstream(backbone, size)
-    state = drawn({name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()})
-    theirs.load_state_dict(state)
+def test_imported_weights_give_what_sam2_s_own_code_gives(
+    backbone: str, size: int, tiny: tuple[Upstream, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    theirs, state = tiny if (backbone, size) == ("sam2-hiera-tiny", 128) else upstream(backbone, size)
     torch.save(state, tmp_path / "x.pth")
     imported = import_reference(tmp_path / "x.pth", tmp_path / "w.safetensors", recipe="deliver")
     assert imported.card.recipe.model.backbone == backbone and imported.tensors == len(state)
@@ -65,11 +76,9 @@ def test_imported_weights_give_what_sam2_s_own_code_gives(backbone: str, size: i
         assert error < 1e-5, f"{count} modalities: {error}"
 
 
-def test_lora_moves_the_result(tmp_path: Path) -> None:
+def test_lora_moves_the_result(tiny: tuple[Upstream, dict[str, Tensor]]) -> None:
     """Else the comparison above would prove nothing of it."""
-    theirs = upstream("sam2-hiera-tiny", 128)
-    state = drawn({name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()})
-    theirs.load_state_dict(state)
+    theirs, state = tiny
     scene = [torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(9))]
     with torch.no_grad():
         found = track(theirs.sam, scene)
@@ -77,5 +86,6 @@ def test_lora_moves_the_result(tmp_path: Path) -> None:
             if "linear_b_" in name:
                 parameter.zero_()
         without = track(theirs.sam, scene)
+        theirs.load_state_dict(state)
     assert (found - without).abs().max() / found.abs().max() > 1e-2
     assert recipes.load("deliver").data.modalities == MODALITIES

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from memorysam_cli.model.weights import (
 )
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
+from tests import forked
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def frames() -> list[Tensor]:
     return [torch.randn(2, 3, 64, 64, generator=generator) for _ in range(2)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
-    """A network whose trained tensors have moved away from their start."""
+    """A network whose trained tensors have moved away from their start; for reading only."""
     network = build_for_training(recipe, dataset)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -46,6 +47,19 @@ def network(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return network.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(network: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "w.safetensors"
+    save(network, path)
+    return path
+
+
+@pytest.fixture
+def path(saved: Path, tmp_path: Path) -> Path:
+    """A file of one's own of that network."""
+    return Path(shutil.copy(saved, tmp_path))
 
 
 def test_save_and_load_give_the_same_logits(network: Segmenter, frames: list[Tensor], tmp_path: Path) -> None:
@@ -59,7 +73,14 @@ def test_save_and_load_give_the_same_logits(network: Segmenter, frames: list[Ten
         torch.testing.assert_close(loaded.logits(frames), network.logits(frames), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{}, {"modality_embedding": True, "memory_mask": "classes"}, {"encoder": "full"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"modality_embedding": True, "memory_mask": "classes"},
+        {"encoder": "full"},
+    ],
+)
 def test_every_value_of_a_loaded_network_comes_from_files(
     change: dict[str, object], recipe: Recipe, dataset: DatasetInfo, tmp_path: Path
 ) -> None:
@@ -80,9 +101,7 @@ def test_every_value_of_a_loaded_network_comes_from_files(
     assert all(torch.equal(tensor, found[name]) for name, tensor in network.state_dict().items())
 
 
-def test_a_file_holds_what_is_trained_or_fresh_and_nothing_of_the_base(network: Segmenter, tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save(network, path)
+def test_a_file_holds_what_is_trained_or_fresh_and_nothing_of_the_base(network: Segmenter, path: Path) -> None:
     stored = tensors.read(path)[0]
     assert stored.keys() == own_tensors(network).keys()
     assert not [n for n in stored if n.startswith("sam.image_encoder.") and ".lora_" not in n]
@@ -90,22 +109,17 @@ def test_a_file_holds_what_is_trained_or_fresh_and_nothing_of_the_base(network: 
     assert [n for n in stored if n.startswith("sam.memory_attention.")]
 
 
-def test_merged_weights_need_no_base_and_give_the_same_logits(
-    network: Segmenter, frames: list[Tensor], tmp_path: Path
-) -> None:
-    trained, merged = tmp_path / "w.safetensors", tmp_path / "full.safetensors"
-    save(network, trained)
-    save_merged(load(trained), merged)
+def test_merged_weights_need_no_base_and_give_the_same_logits(path: Path, frames: list[Tensor], tmp_path: Path) -> None:
+    merged, loaded = tmp_path / "full.safetensors", load(path)
+    save_merged(loaded, merged)
     assert read_card(merged).kind == "merged"
     stored = tensors.read(merged)[0]
     assert "sam.image_encoder.trunk.blocks.0.attn.qkv.weight" in stored
     with torch.no_grad():
-        torch.testing.assert_close(load(merged).logits(frames), load(trained).logits(frames), rtol=0, atol=0)
+        torch.testing.assert_close(load(merged).logits(frames), loaded.logits(frames), rtol=0, atol=0)
 
 
-def test_image_size_can_be_overridden(network: Segmenter, tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save(network, path)
+def test_image_size_can_be_overridden(path: Path) -> None:
     assert load(path).image_size == 64
     assert load(path, image_size=96).image_size == 96
     with pytest.raises(WeightsError, match="multiple of 32"):
@@ -132,9 +146,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], ob
     tensors.write(path, state, metadata)
 
 
-def test_a_single_flipped_bit_is_seen(network: Segmenter, tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save(network, path)
+def test_a_single_flipped_bit_is_seen(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
     path.write_bytes(content)
@@ -142,9 +154,7 @@ def test_a_single_flipped_bit_is_seen(network: Segmenter, tmp_path: Path) -> Non
         load(path)
 
 
-def test_a_single_changed_letter_of_the_card_is_seen(network: Segmenter, tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save(network, path)
+def test_a_single_changed_letter_of_the_card_is_seen(path: Path) -> None:
     content = path.read_bytes()
     assert content.count(b"0.485") == 1
     path.write_bytes(content.replace(b"0.485", b"0.486"))
@@ -182,10 +192,8 @@ MUTATIONS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_weights_that_are_not_what_they_say_are_refused(mutation: str, network: Segmenter, tmp_path: Path) -> None:
+def test_weights_that_are_not_what_they_say_are_refused(mutation: str, path: Path) -> None:
     change, said = MUTATIONS[mutation]
-    path = tmp_path / "w.safetensors"
-    save(network, path)
     rewrite(path, change)
     with pytest.raises(WeightsError) as fault:
         load(path)
@@ -205,29 +213,23 @@ def test_a_base_file_that_is_gone_is_named(recipe: Recipe, dataset: DatasetInfo,
         load(path)
 
 
-def test_loading_for_use_gives_what_peft_s_merge_gives_bit_for_bit(network: Segmenter, tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save(network, path)
+def test_loading_for_use_gives_what_peft_s_merge_gives_bit_for_bit(path: Path) -> None:
     apart = load_unmerged(path)
     merge_lora(apart.encoder)
     torch.testing.assert_close(load(path).state_dict(), apart.state_dict(), rtol=0, atol=0)
 
 
-def test_loading_for_use_waits_for_no_peft(network: Segmenter, tmp_path: Path) -> None:
+def test_loading_for_use_waits_for_no_peft(path: Path) -> None:
     """It, and what it imports, take seconds and a quarter of a gigabyte."""
-    path = tmp_path / "w.safetensors"
-    save(network, path)
     script = (
         "import sys; from memorysam_cli.model import load; load(sys.argv[1]); "
         "print(sorted({'peft', 'transformers', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
     )
-    ended = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
-    assert ended.stdout == "[]\n"
+    ended = forked.python(script, str(path), environment=os.environ)
+    assert ended.stdout == "[]\n", ended.stderr
 
 
-def test_a_card_of_before_a_key_of_the_model_means_the_paper_s_network(network: Segmenter, tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save(network, path)
+def test_a_card_of_before_a_key_of_the_model_means_the_paper_s_network(path: Path) -> None:
     state, metadata = tensors.read(path)
     card = json.loads(metadata[CARD])
     assert "extensions" not in card["recipe"]
