@@ -61,3 +61,5 @@ def use() -> None:
     if not SOAK:
         figures.drawing = blank  # type: ignore[assignment]
         figures.confusion_matrix = blank_matrix
+        if validation := sys.modules.get("memorysam_cli.engine.train.validation"):
+            validation.SAMPLES = 1  # type: ignore[attr-defined]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +15,6 @@ from memorysam_cli import app
 from tests.forks import LIMIT, Forks
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
-DRIVER = Path(__file__).parent / "driver.py"
 TINY = {
     "data.modalities": "[img,depth]",
     "data.image_size": 64,
@@ -55,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with rendered scenes, prepared as DELIVER."""
     root = tmp_path_factory.mktemp("data")
     assert (
-        app.run(["prepare", "synthetic", str(root), "--layout", "deliver", "--scenes", "20", "--size", "72", "-q"]) == 0
+        app.run(["prepare", "synthetic", str(root), "--layout", "deliver", "--scenes", "10", "--size", "72", "-q"]) == 0
     )
     assert app.run(["prepare", "deliver", str(root), "-q"]) == 0
     return root
@@ -71,43 +68,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def run(place: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run commands in ``place``, in one process of their own."""
+def runner(server: Forks, place: Path, data: Path, folders: pytest.TempPathFactory) -> Run:
+    """Runs commands in ``place``, in a process of their own, with a data root and no extension."""
 
     def call(jobs: Sequence[Sequence[object]]) -> list[Ended]:
-        listed = written(jobs, tmp_path_factory.mktemp("jobs"))
-        found = subprocess.run(
-            [sys.executable, str(DRIVER), str(listed)],
-            check=False,
-            cwd=place,
-            env=environment(data),
-            capture_output=True,
-            text=True,
-        )
-        assert found.returncode == 0, found.stderr
-        return read(found.stdout)
+        listed = folders.mktemp("jobs") / "jobs.json"
+        listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
+        environment = os.environ | {"MEMORYSAM_DATA": str(data), "MEMORYSAM_EXTEND": ""}
+        done = server.run(str(listed), str(place), environment)
+        assert done.code == 0, done.said
+        ended = [Ended(*each) for each in json.loads(listed.with_suffix(".answer").read_text())]
+        assert not any("Traceback" in each.err for each in ended), ended
+        return ended
 
     return call
 
 
-def written(jobs: Sequence[Sequence[object]], folder: Path) -> Path:
-    """Jobs as the driver reads them."""
-    listed = folder / "jobs.json"
-    listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
-    return listed
-
-
-def environment(data: Path) -> dict[str, str]:
-    """Of the driver: a data root, and no extension."""
-    return os.environ | {"MEMORYSAM_DATA": str(data), "MEMORYSAM_EXTEND": ""}
-
-
-def read(answer: str) -> list[Ended]:
-    """What the driver wrote."""
-    ended = [Ended(*each) for each in json.loads(answer)]
-    assert not any("Traceback" in each.err for each in ended), ended
-    return ended
+@pytest.fixture(scope="module")
+def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run commands where nothing heavy was imported, and where there are no data."""
+    with Forks("tests.extending.driver:answer", "light", is_light=True) as server:
+        yield runner(server, place, place / "nowhere", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +103,5 @@ def server() -> Iterator[Forks]:
 
 @pytest.fixture(scope="module")
 def warm(server: Forks, data: Path, place: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """As :func:`run`, in a process that need not import torch and its like first."""
-
-    def call(jobs: Sequence[Sequence[object]]) -> list[Ended]:
-        listed = written(jobs, tmp_path_factory.mktemp("jobs"))
-        ended = server.run(str(listed), str(place), environment(data))
-        assert ended.code == 0, ended.said
-        return read(listed.with_suffix(".answer").read_text())
-
-    return call
+    """As :func:`run`, with data, in a process that need not import torch and its like first."""
+    return runner(server, place, data, tmp_path_factory)

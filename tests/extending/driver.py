@@ -1,7 +1,6 @@
 """Run many command lines in one process that is thrown away: what they register stays there.
 
-python driver.py JOBS.json: each job is a command line, or ["-c", CODE]; prints a JSON list of [exit code, out, err].
-:func:`answer` does the same in a fork of a process that has done the slow imports.
+Each job is a command line, or ["-c", CODE]; the answer is a JSON list of [exit code, out, err].
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import importlib
 import io
 import json
 import os
-import sys
 from pathlib import Path
 
 SLOW = (
     "cv2",
+    "matplotlib.figure",
     "torch.export",
     "memorysam_cli.engine.evaluate.scoring",
     "memorysam_cli.engine.predict.predictor",
@@ -43,8 +42,11 @@ def done(jobs: Path) -> str:
     return json.dumps(ended)
 
 
-def warm() -> None:
-    """Import what comes with the program: for :class:`tests.forks.Forks`."""
+def warm(kind: str = "") -> None:
+    """Import what comes with the program: for :class:`tests.forks.Forks`; if ``light``, what its help needs alone."""
+    if kind == "light":
+        importlib.import_module("memorysam_cli.app")
+        return
     from tests import sketches
 
     for name in SLOW:
@@ -58,7 +60,3 @@ def answer(jobs: str, folder: str, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     Path(jobs).with_suffix(".answer").write_text(done(Path(jobs)))
-
-
-if __name__ == "__main__":
-    print(done(Path(sys.argv[1])))
