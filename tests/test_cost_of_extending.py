@@ -11,18 +11,24 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from memorysam_cli.storage import images
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "memorysam_cli"
 DOCS = ROOT / "docs"
+INSTEAD = f"""
+import os, runpy, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == {PACKAGE!r}]:
+    del sys.modules[name]
+sys.path.insert(0, os.getcwd())
+sys.dont_write_bytecode = True
+"""
 
 
 class Copy:
@@ -34,7 +40,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        ignored = shutil.ignore_patterns("*.safetensors")  # what is compiled already need not be compiled again
         for name in (PACKAGE, "recipes"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         self.before = self._sums()
@@ -53,17 +59,16 @@ class Copy:
         indent = " " * (len(lines[place]) - len(lines[place].lstrip())) if not lines[place].endswith("{") else "    "
         path.write_text("\n".join([*lines[: place + 1], indent + line, *lines[place + 1 :]]) + "\n")
 
-    def run(self, *words: object) -> str:
-        """What ``python …`` prints in the copy."""
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        line = [sys.executable, *map(str, words)]
-        ended = subprocess.run(line, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+    def run(self, code: str, *words: object) -> str:
+        """What a program prints that finds the copy and not the package itself, forked from one with torch imported."""
+        environment = os.environ | {"PYTHONPATH": str(self.folder)}
+        ended = forked.python(INSTEAD + code, *map(str, words), environment=environment, cwd=self.folder)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
     def memorysam(self, *words: object) -> str:
         """What a command prints in the copy."""
-        return self.run("-m", PACKAGE, *words)
+        return self.run(f"runpy.run_module({PACKAGE!r}, run_name='__main__', alter_sys=True)", *words)
 
     def settle(self) -> None:
         """What was touched until now is part of the package."""
@@ -186,7 +191,7 @@ def test_a_recipe_s_key_is_a_field_and_its_pages_write_themselves(copy: Copy, tm
     for name in ("docs", "scripts"):
         (copy.folder / name).mkdir()
     shutil.copy(ROOT / "scripts" / "recipe_pages.py", copy.folder / "scripts")
-    copy.run("scripts/recipe_pages.py")
+    copy.run("runpy.run_path('scripts/recipe_pages.py', run_name='__main__')")
     page = (copy.folder / "docs" / "recipe-keys.md").read_text()
     assert "| `augment.sharpen` | number | ≥ 0 | `0` | How much a picture is sharpened" in page
     assert "sharpened before all else" in (copy.folder / "docs" / "recipe.schema.json").read_text()
@@ -235,7 +240,7 @@ def test_inside_the_package_each_is_a_module_and_a_line(copy: Copy) -> None:
         path.write_text(before + table + after.replace("{", f'{{"{name}": "{where}", ', 1))
         assert copy.touched() == sorted([file, f"{PACKAGE}/registry.py"])
         assert len(copy.touched()) == cost(kind)
-    said = copy.run("-c", "\n".join(program for *_, program in TOYS.values()))
+    said = copy.run("\n".join(program for *_, program in TOYS.values()))
     assert said.split() == [name for name, *_ in TOYS.values()]
 
 
