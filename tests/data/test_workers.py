@@ -16,6 +16,7 @@ import cv2
 import pytest
 import torch
 
+from memorysam_cli.data import workers
 from memorysam_cli.data.workers import GRACE_S, LostPart, Source, load
 from memorysam_cli.errors import DataError, EnvironmentFault
 
@@ -114,7 +115,8 @@ class Killers(Source[int]):
         return index
 
 
-def test_where_every_item_kills_the_machine_is_at_fault() -> None:
+def test_where_every_item_kills_the_machine_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "IN_A_ROW", 2)
     with pytest.raises(EnvironmentFault, match=r"ended with exit code 7.*the machine is at fault"):
         list(load(Killers(), range(3), workers=1))
 

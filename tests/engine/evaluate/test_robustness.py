@@ -160,10 +160,9 @@ def test_the_native_protocol_scores_labels_of_their_own_size(model: MemorySAM, d
 def test_neither_batches_nor_workers_nor_order_change_a_seeded_draw(
     model: MemorySAM, data: Manifest, options: dict[str, Any]
 ) -> None:
+    options |= {"scenes": data.of_split("val")[1:4]}  # two of one size, and a smaller one
     one = measure(model, data, seed=3, batch=1, **options)
-    other = measure(
-        model, data, seed=3, batch=3, workers=1, **options, scenes=data.of_split("val")[::-1]
-    )  # fmt: skip
+    other = measure(model, data, seed=3, batch=3, workers=1, **options | {"scenes": options["scenes"][::-1]})
     for first, second in zip(one.confusions.flatten(0, 1), other.confusions.flatten(0, 1), strict=True):
         assert_counts(first, second)
     again = measure(model, data, seed=3, batch=1, **options)
@@ -172,7 +171,8 @@ def test_neither_batches_nor_workers_nor_order_change_a_seeded_draw(
 
 
 def test_repeats_differ_where_something_is_random_and_nowhere_else(model: MemorySAM, data: Manifest) -> None:
-    found = measure(model, data, "rmm", repeats=3)
+    scenes = data.of_split("val")[:2]
+    found = measure(model, data, "rmm", scenes=scenes, repeats=3)
     assert found.repeats == 3
     for level in found.levels:
         clean = found.confusions[:, found.cells.index(Cell(level, ()))]
@@ -181,7 +181,7 @@ def test_repeats_differ_where_something_is_random_and_nowhere_else(model: Memory
         spoilt = found.confusions[:, found.cells.index(Cell(level, NO_IMG))]
         assert not torch.equal(spoilt[0], spoilt[1])
         assert (found.miou(Cell(level, NO_IMG)).std or 0) > 0
-    once = measure(model, data, "rmm")
+    once = measure(model, data, "rmm", scenes=scenes)
     assert once.miou(Cell("0.5", NO_IMG)).std is None
     torch.testing.assert_close(once.confusions[0], found.confusions[0], rtol=0, atol=0)
 
@@ -286,11 +286,10 @@ def test_repeats_give_mean_and_sample_deviation_of_each_figure() -> None:
 def test_without_any_damage_all_failures_leave_the_plain_figure(model: MemorySAM, data: Manifest) -> None:
     from memorysam_cli.engine.evaluate.scoring import evaluate
 
-    plain = evaluate(
-        model, data, scenes=data.of_split("val"), inference=Inference(MODALITIES, SIZE, "cpu", workers=0)
-    )  # fmt: skip
+    scenes = data.of_split("val")[2:4]
+    plain = evaluate(model, data, scenes=scenes, inference=Inference(MODALITIES, SIZE, "cpu", workers=0))
     for kind in ("any", "emm", "rmm", "nm"):
-        found = measure(model, data, kind)
+        found = measure(model, data, kind, scenes=scenes)
         assert_counts(found.confusions[0, 0], plain.confusion("resized"))
         assert found.miou(found.cells[0]).mean == pytest.approx(scores(plain.confusion("resized")).miou, abs=0.1)
 
@@ -349,6 +348,7 @@ def test_two_processes_count_what_one_counts(
             assert reduction == "sum" and values.dtype == torch.int64
             return values
 
+    options |= {"scenes": data.of_split("val")[1:4]}
     shares: list[Any] = [measure(model, data, accelerator=Process(index), batch=2, **options) for index in (0, 1)]
     whole = measure(model, data, batch=2, **options)
     assert shares[0].processes == 2 and whole.processes == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,9 @@ from memorysam_cli.model.lora import merge_lora
 NANO = Workload(backbone="nano", modalities=2, size=64, batch=1, classes=5)
 
 
-def test_counting_takes_no_memory_whatever_the_size_and_the_network_keeps_its_values() -> None:
-    network = NANO.network(NANO.recipe())
+def test_counting_takes_no_memory_whatever_the_size_and_the_network_keeps_its_values(
+    network: Segmenter,
+) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     found = rates.count_flops(network, backbone="nano", modalities=1, batch=4096, size=16384)  # frames of 13 TB
     assert found.training > found.prediction > 10**15
@@ -43,8 +46,19 @@ def count(network: Segmenter, *, batch: int = NANO.batch) -> Flops:
 
 
 @pytest.fixture(scope="module")
-def counted() -> Flops:
-    return count(NANO.network(NANO.recipe()))
+def built() -> Segmenter:
+    return NANO.network(NANO.recipe())
+
+
+@pytest.fixture
+def network(built: Segmenter) -> Segmenter:
+    """Of the test's own."""
+    return copy.deepcopy(built)
+
+
+@pytest.fixture(scope="module")
+def counted(built: Segmenter) -> Flops:
+    return count(built)
 
 
 def test_a_linear_layer_by_hand() -> None:
@@ -70,33 +84,32 @@ def test_attention_by_hand() -> None:
     assert rates.count_call_flops(Attention(), query, key) == Flops(forward, 3 * forward)
 
 
-def test_the_count_is_that_of_a_real_run_in_which_every_product_shows(counted: Flops) -> None:
-    recipe = NANO.recipe()
-    twin = Plain(NANO.network(recipe), backbone="nano")
+def test_the_count_is_that_of_a_real_run_in_which_every_product_shows(counted: Flops, network: Segmenter) -> None:
+    twin = Plain(network, backbone="nano")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        output = twin(made_up_batch(recipe, classes=5).frames)
+        output = twin(made_up_batch(NANO.recipe(), classes=5).frames)
         forward = counter.get_total_flops()
         (output.logits.sum() + output.features.sum()).backward()
     assert counted == Flops(forward, counter.get_total_flops())
 
 
-def test_it_is_proportional_to_the_batch(counted: Flops) -> None:
-    three = count(NANO.network(NANO.recipe()), batch=3)
+def test_it_is_proportional_to_the_batch(counted: Flops, network: Segmenter) -> None:
+    three = count(network, batch=3)
     # The position embedding's few products are the same for any batch.
     assert three.prediction == pytest.approx(3 * counted.prediction, rel=1e-3)
     assert three.training == pytest.approx(3 * counted.training, rel=1e-3)
 
 
-def test_it_is_the_same_however_the_network_is_run(counted: Flops) -> None:
-    network = NANO.network(NANO.recipe())
+def test_it_is_the_same_however_the_network_is_run(counted: Flops, network: Segmenter) -> None:
     assert network.training and not network.saver, "what was counted"
     network.eval().saver = True
     assert count(network) == counted
 
 
-def test_what_is_frozen_costs_no_backward_pass_and_merged_lora_nothing_at_all(counted: Flops) -> None:
+def test_what_is_frozen_costs_no_backward_pass_and_merged_lora_nothing_at_all(
+    counted: Flops, network: Segmenter
+) -> None:
     assert 1.5 * counted.prediction < counted.training < 3 * counted.prediction
-    network = NANO.network(NANO.recipe())
     merge_lora(network.sam.image_encoder.trunk)
     merged = count(network.requires_grad_(False))
     assert merged.training == merged.prediction < counted.prediction
