@@ -34,7 +34,7 @@ class Numbers(Source[torch.Tensor]):
         return torch.tensor(10 * index)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_items_come_in_the_asked_order(workers: int) -> None:
     assert [int(item) for item in load(Numbers(), [2, 0, 1, 2], workers=workers)] == [20, 0, 10, 20]
 
@@ -81,8 +81,14 @@ class KilledOnce(Source[torch.Tensor]):
         return torch.full((1000,), index)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "hang"])
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [
+        *(("SIGKILL", count) for count in (1, 2)),
+        *(pytest.param(how, 1, marks=pytest.mark.slow) for how in ("SIGSEGV", "hang")),
+        *((how, 2) for how in ("SIGSEGV", "hang")),
+    ],
+)
 def test_a_lost_reader_is_replaced_and_nothing_is_lost_doubled_or_moved(
     tmp_path: Path, how: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

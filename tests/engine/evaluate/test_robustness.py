@@ -330,7 +330,11 @@ def test_damaged_files_are_named(model: MemorySAM, tmp_path: Path) -> None:
         measure(model, broken, "emm")
 
 
-@pytest.mark.parametrize("options", [{"kind": "rmm"}, {"kind": "nm", "noise_extremes": "scene"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "rmm"}, pytest.param({"kind": "nm", "noise_extremes": "scene"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_two_processes_count_what_one_counts(
     model: MemorySAM, data: Manifest, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

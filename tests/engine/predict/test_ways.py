@@ -165,13 +165,15 @@ def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
     assert ended.returncode == 6 and "process 1 of this run is lost" in ended.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_leaves_no_line_without_files_no_file_without_its_line_and_the_same_command_goes_on(
     here: Path, whole: dict[str, bytes], number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = (
         "import time; from memorysam_cli.storage import images; write = images.write_png; "
-        "images.write_png = lambda *a, **k: (time.sleep(0.2), write(*a, **k)); "
+        "images.write_png = lambda *a, **k: (time.sleep(0.1), write(*a, **k)); "
         f"{MEMORYSAM}"
     )
     started = memorysam(here, code=slow)
