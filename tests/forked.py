@@ -26,7 +26,7 @@ from memorysam_cli.storage import children
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Of the Hub's client, which reads the environment as it is imported, only what takes longest.
-PRELOADED = ["tests.forked", "memorysam_cli.engine.measure.trials", "memorysam_cli.app", "httpx2", "filelock"]
+PRELOADED = ["tests.forked", "memorysam_cli.engine.measure.trials", "tests.built", "httpx2", "filelock"]
 CONTEXT.set_forkserver_preload(PRELOADED)
 LIMIT_S = 100
 honest_start = children.start
