@@ -35,12 +35,13 @@ def test_the_page_works_as_written(
     def small(*arguments: Any, **options: Any) -> Any:
         """A scene of four sensors at 1024 pixels takes a quarter of a minute."""
         recipe = choose(*arguments, **options)
-        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": 64})})
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": 32})})
 
     monkeypatch.setattr(exchange, "choose_recipe", small)
     write_tree("deliver", tmp_path / "data" / "DELIVER", scenes={"train": 1, "val": 1, "test": 1})
+    state = drawn(reference_shapes("nano", tokens=25, rank=4))
     for name in FILES:
-        torch.save(drawn(reference_shapes("nano", tokens=25, rank=4)), tmp_path / name)
+        torch.save(state, tmp_path / name)
     assert "`memorysam prepare deliver ./data`" in PAGE
     assert run("prepare", "deliver", "./data").code == 0
     lines = [line for block in blocks("sh") for line in block.splitlines()]

@@ -17,7 +17,7 @@ from .trained import Program
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE, ROBUSTNESS = ((DOCS / name).read_text(encoding="utf-8") for name in ("deliver.md", "robustness.md"))
-TINY = ["model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=2"]
+TINY = ["model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=1"]
 QUICK = {"train": [word for change in TINY for word in ("--set", change)], "evaluate": ["--workers", "0"]}
 COSTLY = {"--robustness", "--tta", "--tile"}
 TWO = {"deliver": "img,depth", "mcubes": "image,aolp"}

@@ -13,15 +13,15 @@ import torch
 from memorysam_cli import app
 from memorysam_cli.engine import demo as demonstration
 from memorysam_cli.engine.measure import bench as benchmark
-from memorysam_cli.engine.measure import trials
-from memorysam_cli.engine.measure.rates import Rate
+from memorysam_cli.engine.measure import rates, trials
+from memorysam_cli.engine.measure.rates import Flops, Rate
 from memorysam_cli.engine.measure.trials import Outcome
 from memorysam_cli.engine.weights import portable
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.storage import hub
 
 from ..model.upstream import drawn
-from .trained import stand_in
+from .trained import stand_in, uncounted
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
 DOCUMENTED = {
@@ -30,12 +30,14 @@ DOCUMENTED = {
     }
     for section in PAGE.split("\n## ")[1:]
 }
-TINY = ["data.image_size=32", "data.workers=0", "train.batch=4", "train.max_steps=1"]
+TINY = [
+    "data.image_size=32", "data.workers=0", "data.modalities=[img,depth]", "train.batch=4", "train.max_steps=1",
+]  # fmt: skip
 CHANGES = [word for change in TINY for word in ("--set", change)]
 BEST = "runs/latest/checkpoints/best.safetensors"
 COMMANDS = {
     "memorysam": [],
-    "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "72"],
+    "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "32"],
     "check": ["check", "data"],
     "prepare hha": [
         "prepare",
@@ -44,11 +46,11 @@ COMMANDS = {
         "--depth",
         "depth/**/*.png",
         "--camera",
-        "36,36,36,36",
+        "16,16,16,16",
         "--out",
         "../hha",
     ],
-    "plan": ["plan", "--recipe", "demo", *CHANGES, "--set", "data.modalities=[img,depth]"],
+    "plan": ["plan", "--recipe", "demo", *CHANGES],
     "train": ["train", "--recipe", "demo", *CHANGES],
     "watch": ["watch"],
     "evaluate": ["evaluate", "--workers", "0"],
@@ -91,9 +93,11 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with contextlib.chdir(tmp_path_factory.mktemp("here")), pytest.MonkeyPatch.context() as patch:
         torch.save(drawn(reference_shapes("nano", tokens=25, rank=4)), "RGBD_epoch1_2.0.pth")
         patch.setattr(hub, "fetch", lambda repo, filename, **options: Path(filename))
-        # test_bench.py measures and test_export.py exports; here the names are what counts
+        # test_bench.py measures, test_export.py exports, and test_plan.py counts; here the names are what counts
+        uncounted(patch)
+        patch.setattr(rates, "count_flops", lambda *_, **__: Flops(prediction=1, training=3))
         patch.setattr(benchmark, "matmul_rate", lambda _device, precision: Rate(1e9, precision))
-        patch.setattr(demonstration, "SIZE", 72)
+        patch.setattr(demonstration, "SIZE", 32)
         peak = Outcome(True, seconds=(1.0,), peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
         patch.setattr(trials, "run", lambda _trial: peak)
         shape = portable.GraphShape(1, 1, 32, 32)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import save_file
 
 from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.encoders.hiera import PUBLISHED
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.base_weights import load_base, reload_base
@@ -30,6 +31,10 @@ from memorysam_cli.encoders import hiera
 hiera.PUBLISHED |= {{name: dataclasses.replace(it, sha256="{GOOD}") for name, it in hiera.PUBLISHED.items()}}
 {PROGRAM}
 """
+
+
+TAKING = [("weights", "info"), ("predict", "--weights"), ("train", "--init")]
+"""Commands that take weights by their address."""
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +93,18 @@ def test_names_are_fetched_verified_and_told_and_then_need_no_network(endpoint: 
     assert Hub.requests == before
 
 
-def test_all_are_all_eight(endpoint: str, tmp_path: Path) -> None:
-    ended = fetch(f"{endpoint}/ok", tmp_path, "--all", "--json", "-q")
-    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
-    assert len({file["path"] for file in json.loads(ended.stdout)["files"]}) == 8
+def test_all_are_all_eight(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def fetched(repo: str, filename: str, *, sha256: str, show_progress: bool) -> Path:
+        asked.append((repo, filename, sha256))
+        return Path(repo) / filename
+
+    monkeypatch.setattr(hub, "fetch", fetched)
+    ended = run("weights", "fetch", "--all", "--json", "-q")
+    assert ended.code == 0 and ended.err == "", ended.err
+    assert len({file["path"] for file in ended.answer["files"]}) == 8
+    assert sorted(asked) == sorted((it.repository, it.filename, it.sha256) for it in PUBLISHED.values())
 
 
 def test_what_is_not_the_published_file_is_refused(endpoint: str, tmp_path: Path) -> None:
@@ -153,20 +166,29 @@ def test_python_takes_the_address_too(endpoint: str, ours: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("address", "code", "words"),
+    ("address", "words"),
     [
-        ("hf://alice", 2, "is not a repository of the Hub; give OWNER/NAME"),
-        ("hf://alice/demo/../../x", 2, "names no file"),
-        ("hf://ali ce/demo", 2, "is not a repository of the Hub"),
-        ("hf://alice/demo/other.safetensors", 7, "alice/demo/other.safetensors: HTTP 404"),
+        ("hf://alice", "is not a repository of the Hub; give OWNER/NAME"),
+        ("hf://alice/demo/../../x", "names no file"),
+        ("hf://ali ce/demo", "is not a repository of the Hub"),
     ],
 )
-@pytest.mark.parametrize("command", [("weights", "info"), ("predict", "--weights"), ("train", "--init")])
-def test_wrong_addresses_are_refused_in_one_line(
-    command: tuple[str, ...], address: str, code: int, words: str, endpoint: str, tmp_path: Path
+@pytest.mark.parametrize("command", TAKING)
+def test_wrong_addresses_are_refused_in_one_line_and_not_asked_for(
+    command: tuple[str, ...], address: str, words: str, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = memorysam(f"{endpoint}/404", tmp_path, *command, address)
-    assert ended.returncode == code and words in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("asked for"))
+    ended = run(*command, address)
+    assert ended.code == 2 and words in ended.err and ended.err.count("\n") == 1, ended.err
+
+
+@pytest.mark.parametrize("command", TAKING)
+def test_an_address_of_nothing_is_refused_in_one_line(
+    command: tuple[str, ...], endpoint: str, tmp_path: Path
+) -> None:
+    ended = memorysam(f"{endpoint}/404", tmp_path, *command, "hf://alice/demo/other.safetensors")
+    assert ended.returncode == 7 and ended.stderr.count("\n") == 1, ended.stderr
+    assert "alice/demo/other.safetensors: HTTP 404" in ended.stderr
 
 
 def test_base_weights_of_a_repository_are_found_again_by_their_address(

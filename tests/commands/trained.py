@@ -16,6 +16,7 @@ import torch
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.engine.measure import count
 from memorysam_cli.engine.weights import portable
 from memorysam_cli.errors import CheckFailedError
 from memorysam_cli.model import load, weights
@@ -84,6 +85,14 @@ def stand_in(out: Path, shape: portable.GraphShape) -> portable.PortableFile:
     out.write_bytes(b"x")
     near = portable.Likeness(relative=3e-7, difference=4e-6, agreement=100.0, is_silent=False)
     return portable.PortableFile(out, out.with_suffix(".json"), "ab", shape, near, ((shape, near),))
+
+
+def uncounted(patch: pytest.MonkeyPatch) -> None:
+    """A plan's counts are made up, of a few MB each: honest ones take half a second each, and plans make a dozen."""
+    made = count.Count(10**6, 10**6, 10**6, 10**6, activations=10**6, forward=10**7, backward=10**7)
+    for name in ("training", "validation", "prediction"):
+        patch.setattr(count, name, lambda *_, **__: made)
+    patch.setattr(count, "training_flops", lambda *_, **__: 10**9)
 
 
 def traced_by(
