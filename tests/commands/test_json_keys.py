@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -37,7 +38,7 @@ CHANGES = [word for change in TINY for word in ("--set", change)]
 BEST = "runs/latest/checkpoints/best.safetensors"
 COMMANDS = {
     "memorysam": [],
-    "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "32"],
+    "prepare": ["prepare", "synthetic", "data", "--scenes", "12", "--size", "32"],
     "check": ["check", "data"],
     "prepare hha": [
         "prepare",
@@ -96,8 +97,11 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         # test_bench.py measures, test_export.py exports, and test_plan.py counts; here the names are what counts
         uncounted(patch)
         patch.setattr(rates, "count_flops", lambda *_, **__: Flops(prediction=1, training=3))
-        patch.setattr(benchmark, "matmul_rate", lambda _device, precision: Rate(1e9, precision))
+        for module in (benchmark, rates):
+            patch.setattr(module, "matmul_rate", lambda _device, precision, **_: Rate(1e9, precision))
         patch.setattr(demonstration, "SIZE", 32)
+        prepare = functools.partial(demonstration.prepare_scenes, seed=0, scenes=12)
+        patch.setattr(demonstration, "prepare_scenes", lambda root, **_: prepare(root))
         peak = Outcome(True, seconds=(1.0,), peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
         patch.setattr(trials, "run", lambda _trial: peak)
         shape = portable.GraphShape(1, 1, 32, 32)

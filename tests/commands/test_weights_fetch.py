@@ -148,14 +148,14 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("address", ["hf://alice/memorysam-demo", "hf://alice/memorysam-demo/best.safetensors"])
-def test_weights_of_a_repository_are_taken_by_their_address(
-    address: str, endpoint: str, ours: Path, tmp_path: Path
-) -> None:
+def test_weights_of_a_repository_are_taken_by_their_address(endpoint: str, ours: Path, tmp_path: Path) -> None:
+    """By that of the repository, and then offline by that of the file, which is the same one."""
+    address = "hf://alice/memorysam-demo"
     ended = memorysam(f"{endpoint}/ours", tmp_path, "weights", "info", address, "--json")
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["dataset"]["name"] == "tiny"
-    offline = memorysam(f"{endpoint}/ours", tmp_path, "weights", "verify", address, HF_HUB_OFFLINE="1")
+    words = ("weights", "verify", f"{address}/best.safetensors")
+    offline = memorysam(f"{endpoint}/ours", tmp_path, *words, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
 
 
@@ -183,9 +183,7 @@ def test_wrong_addresses_are_refused_in_one_line_and_not_asked_for(
 
 
 @pytest.mark.parametrize("command", TAKING)
-def test_an_address_of_nothing_is_refused_in_one_line(
-    command: tuple[str, ...], endpoint: str, tmp_path: Path
-) -> None:
+def test_an_address_of_nothing_is_refused_in_one_line(command: tuple[str, ...], endpoint: str, tmp_path: Path) -> None:
     ended = memorysam(f"{endpoint}/404", tmp_path, *command, "hf://alice/demo/other.safetensors")
     assert ended.returncode == 7 and ended.stderr.count("\n") == 1, ended.stderr
     assert "alice/demo/other.safetensors: HTTP 404" in ended.stderr
