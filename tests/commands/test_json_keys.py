@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from pathlib import Path
@@ -100,8 +99,13 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for module in (benchmark, rates):
             patch.setattr(module, "matmul_rate", lambda _device, precision, **_: Rate(1e9, precision))
         patch.setattr(demonstration, "SIZE", 32)
-        prepare = functools.partial(demonstration.prepare_scenes, seed=0, scenes=12)
-        patch.setattr(demonstration, "prepare_scenes", lambda root, **_: prepare(root))
+        prepare = demonstration.prepare_scenes
+
+        def prepare_few(root: Path, *, seed: int, scenes: int) -> Any:
+            assert scenes == 40, "those that were asked for"
+            return prepare(root, seed=seed, scenes=12)
+
+        patch.setattr(demonstration, "prepare_scenes", prepare_few)
         peak = Outcome(True, seconds=(1.0,), peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
         patch.setattr(trials, "run", lambda _trial: peak)
         shape = portable.GraphShape(1, 1, 32, 32)

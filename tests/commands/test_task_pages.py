@@ -21,7 +21,7 @@ SENSORS = ("img", "depth")
 TINY = [
     "model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=1",
 ]  # fmt: skip
-RENDERED = ["--scenes", "20", "--size", "32"]
+RENDERED = ["--scenes", "20", "--size", "40"]
 
 
 def quick(words: list[str]) -> list[str]:

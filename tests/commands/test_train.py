@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both layouts rendered below one data root, and prepared as the published data sets that they imitate."""
     root = tmp_path_factory.mktemp("data")
     for layout in ("deliver", "mcubes"):
-        code = app.run(["prepare", "synthetic", str(root), "--layout", layout, "--scenes", "20", "--size", "32", "-q"])
+        code = app.run(["prepare", "synthetic", str(root), "--layout", layout, "--scenes", "20", "--size", "40", "-q"])
         assert code == 0
         assert app.run(["prepare", layout, str(root), "-q"]) == 0
     return root
