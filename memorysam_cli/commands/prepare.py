@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from memorysam_cli import data
 from memorysam_cli.commands import prepare_options as words
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
 from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
@@ -473,12 +474,21 @@ def _numbers(option: str, text: str, form: str) -> list[float]:
     return found
 
 
+def about(name: str) -> str:
+    """What a published data set shows: the first line of its declaration, which is read and not loaded."""
+    module = DATASETS[name].partition(":")[0].rpartition(".")[2]
+    try:
+        with (Path(data.__file__).parent / "datasets" / f"{module}.py").open(encoding="utf-8") as source:
+            return source.readline().strip('" \n')
+    except OSError:  # an installation without source files
+        return f"The published data set {name}."
+
+
 app.command()(synthetic)
 for _name in DATASETS:
-    app.command(
-        _name,
-        help=f"Check a published data set ({_name}), unpacked or archived. Writes the manifest for the other commands.",
-    )(command_of(_name))
+    _about = about(_name)
+    _help = f"{_about}\n\nChecks the data set, unpacked or archived, and writes the manifest for the other commands."
+    app.command(_name, short_help=_about, help=_help)(command_of(_name))
 app.command()(folder)
 app.command()(manifest)
 app.command()(hha)

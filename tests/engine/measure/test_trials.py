@@ -154,6 +154,9 @@ def test_the_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 import pathlib, subprocess, sys
 from memorysam_cli.engine.measure import trials
 from memorysam_cli.engine.measure.trials import Trial
+from memorysam_cli.storage import children
+from tests import forked
+children.start = forked.honest_start
 begin = subprocess.Popen
 def noted(*arguments, **more):
     process = begin(*arguments, **more)
