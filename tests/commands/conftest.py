@@ -11,7 +11,6 @@ from memorysam_cli.data import preparation
 from memorysam_cli.engine.measure import count
 from memorysam_cli.recipe import Recipe
 
-from ..networks import networks_built_once  # noqa: F401 (for every module here)
 from .trained import Program
 
 
