@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.faults.conftest import Figures
 from tests.faults.hub_server import CONTENT, FLIPPED, GOOD, IllHub, served
 from tests.faults.scale import SLOW, SOAK
@@ -77,22 +78,20 @@ class Fetched:
         return [path for path in found if path.stat().st_size > 1000 or path.name.endswith(".incomplete")]
 
 
-def start(endpoint: str, home: Path, code: str = FETCH, *, patience: str = SHORT) -> subprocess.Popen[str]:
-    """Fetch in a process of its own, since the client reads its environment at import."""
+def told(endpoint: str, home: Path) -> dict[str, str]:
+    """The variables of a process that knows one Hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     ours = {
         "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-c", code, patience],
-        env=kept | ours, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
-    )  # fmt: skip
+    return kept | ours
 
 
 def fetch(endpoint: str, home: Path, code: str = FETCH, *, patience: str = SHORT) -> Fetched:
-    output, _ = start(endpoint, home, code, patience=patience).communicate(timeout=100)
-    return Fetched(json.loads(output), home)
+    """In a process of its own, since the client reads its environment at import."""
+    ended = forked.python(code, patience, environment=told(endpoint, home), cwd=ROOT)
+    return Fetched(json.loads(ended.stdout), home)
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +142,14 @@ def test_each_ill_server_has_the_right_outcome_in_time(
 def test_a_killed_client_leaves_nothing_that_the_next_one_believes(
     endpoint: str, tmp_path: Path, figures: Figures
 ) -> None:
-    process = start(f"{endpoint}/stall", tmp_path, patience=LONG)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, LONG],
+        env=told(f"{endpoint}/stall", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
+    )  # fmt: skip
     under_way = wait_for(lambda: list(tmp_path.rglob("*.incomplete")))
     assert under_way, "nothing was under way to be killed"
     process.kill()
-    process.communicate()
+    process.wait()
     assert wait_for(lambda: not list(tmp_path.rglob("*.incomplete"))), "its helper works on, or left a part behind"
     found = fetch(f"{endpoint}/ok", tmp_path)
     figures("G", servers=1, killed_clients=1)
