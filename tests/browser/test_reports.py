@@ -72,7 +72,7 @@ def all_of(page: Any, selector: str) -> list[Any]:
 KINDS = ("training", "evaluation", "prediction", "both", "comparison", "nothing", "many", "one")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_fits_its_window_and_asks_nothing_of_any_network(

@@ -124,6 +124,7 @@ def readers_of(process: subprocess.Popen[str]) -> list[int]:
     return found
 
 
+@pytest.mark.slow  # plain runs kill readers in test_workers.py
 def test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end(here: Path) -> None:
     """RELIABILITY §4, rows 42 and 41: the out-of-memory killer takes a worker; then exit code 143."""
     if sys.platform != "linux":

@@ -25,7 +25,7 @@ from .upstream import Upstream, drawn
 
 MODALITIES = ("img", "depth", "event", "lidar")
 CASES = [
-    pytest.param(backbone, size, marks=[] if size == 128 else [pytest.mark.slow])
+    (backbone, size)
     for backbone, sizes in {
         "sam2-hiera-tiny": (128, 256, 512),
         "sam2-hiera-small": (256, 512),
@@ -55,6 +55,7 @@ def tiny() -> tuple[Upstream, dict[str, Tensor]]:
     return upstream("sam2-hiera-tiny", 128)
 
 
+@pytest.mark.slow  # plain runs compare imported weights with the reference's numbers: commands/test_weights_import.py
 @pytest.mark.parametrize(("backbone", "size"), CASES)
 def test_imported_weights_give_what_sam2_s_own_code_gives(
     backbone: str, size: int, tiny: tuple[Upstream, dict[str, Tensor]], tmp_path: Path

@@ -52,6 +52,7 @@ def listening(missing: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return heard
 
 
+@pytest.mark.slow  # plain runs hold means, spreads and what is refused
 def test_a_run_is_measured_once_and_the_table_has_the_figures_of_its_reports(
     missing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
