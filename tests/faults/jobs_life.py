@@ -35,7 +35,6 @@ def predicting(base: Path, out: Path, run: str = "reference") -> list[str]:
 def warm(base: str) -> None:
     """Data, and whatever training and predicting import."""
     torch.set_num_threads(1)
-    bare.use_least()
     bare.draw_nothing(unless=SOAK)  # which kills there, too
     place = Path(base)
     assert app.run(["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "64", "-q"]) == 0
